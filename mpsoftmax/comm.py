@@ -1,0 +1,160 @@
+"""The only file that talks to other processes.
+
+`Comm` wraps one process group (or none: world size 1, the same code) and counts what is handed to it, so
+that tests can assert the number of collectives and their bytes. It knows nothing of margins or classes.
+"""
+
+import datetime
+import os
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
+
+ProcessGroup = dist.ProcessGroup
+
+
+def _collective(new: str, old: str) -> Callable[..., object]:
+    """Torch 2.13 renamed the single-tensor collectives and warns about the old names."""
+    return getattr(dist, new, None) or getattr(dist, old)
+
+
+class Comm:
+    """The collectives of one group of ranks, counted.
+
+    Args:
+        group: A process group; None takes the default group where one is initialised, else world size 1.
+
+    Attributes:
+        rank: This process within the group, from 0.
+        world: Number of processes in the group.
+        calls: How often each collective was called.
+        payload_bytes: Bytes of this rank's input handed to each collective.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        self._connected = group is not None or (dist.is_available() and dist.is_initialized())
+        self._group = group
+        self.rank = dist.get_rank(group) if self._connected else 0
+        self.world = dist.get_world_size(group) if self._connected else 1
+        self.calls: Counter[str] = Counter()
+        self.payload_bytes: Counter[str] = Counter()
+        self._mesh: DeviceMesh | None = None
+
+    def reset_counters(self) -> None:
+        """Forget what was counted."""
+        self.calls.clear()
+        self.payload_bytes.clear()
+
+    def _count(self, name: str, tensor: Tensor) -> None:
+        self.calls[name] += 1
+        self.payload_bytes[name] += tensor.numel() * tensor.element_size()
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Every rank's tensor, all of one shape: [...] -> [world, ...]."""
+        self._count("all_gather", tensor)
+        if self.world == 1:
+            return tensor.unsqueeze(0)
+        out = tensor.new_empty(self.world, *tensor.shape)
+        gather = _collective("all_gather_single", "all_gather_into_tensor")
+        gather(out.view(-1), tensor.contiguous().view(-1), group=self._group)
+        return out
+
+    def all_gather_rows(self, tensor: Tensor) -> Tensor:
+        """Concatenation along dim 0 of tensors that differ in their first size only: [n, ...]."""
+        sizes = self.all_gather(torch.tensor([tensor.shape[0]], device=tensor.device))[
+            :, 0
+        ].tolist()
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        padded[: tensor.shape[0]] = tensor
+        gathered = self.all_gather(padded)
+        return torch.cat([gathered[rank, :size] for rank, size in enumerate(sizes)])
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+        self._count("all_reduce", tensor)
+        if self.world > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._group)
+        return tensor
+
+    def reduce_scatter_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks of [world, ...]; this rank gets its own part [...]."""
+        self._count("reduce_scatter", tensor)
+        if self.world == 1:
+            return tensor[0]
+        out = torch.empty_like(tensor[0])
+        scatter = _collective("reduce_scatter_single", "reduce_scatter_tensor")
+        scatter(out.view(-1), tensor.contiguous().view(-1), group=self._group)
+        return out
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world > 1:
+            dist.barrier(group=self._group)
+
+    def shard_rows(self, local: Tensor, num_rows: int) -> Tensor:
+        """This rank's rows as a DTensor `Shard(0)` of [num_rows, ...]; itself without a process group.
+
+        Shares memory with `local`. The rows are those of the torch.chunk rule.
+        """
+        if not self._connected:
+            return local
+        if self._mesh is None:
+            group = self._group if self._group is not None else dist.group.WORLD
+            assert group is not None
+            self._mesh = DeviceMesh.from_group(group, local.device.type)
+        shape = torch.Size([num_rows, *local.shape[1:]])
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(
+            local, self._mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+        )
+
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """The module under DistributedDataParallel; itself where there is one process only."""
+        if self.world == 1:
+            return module
+        return DistributedDataParallel(module, process_group=self._group)
+
+
+def local_rows(tensor: Tensor) -> Tensor:
+    """The local part of a DTensor; a plain tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the tensor is a DTensor."""
+    return isinstance(tensor, DTensor)
+
+
+def launched_by_torchrun() -> bool:
+    """Whether torchrun (or anything that sets its variables) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def connect(timeout_s: float) -> Comm:
+    """Join the process group that torchrun's environment describes; world size 1 without it.
+
+    NCCL where this process has a GPU (and gloo beside it for CPU tensors), else gloo.
+
+    Args:
+        timeout_s: Seconds after which a collective that some rank never joined raises.
+    """
+    if not launched_by_torchrun():
+        return Comm()
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    return Comm()
+
+
+def disconnect() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

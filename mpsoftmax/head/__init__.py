@@ -1,0 +1,1 @@
+"""The sharded classifier: objectives, candidates, class table, row optimisers, and the head itself."""

@@ -1,0 +1,233 @@
+"""The class table: the rows of this rank, their optimiser state, and how both change.
+
+Rows are initialised by class id, so the table is the same at every world size and no two shards start
+alike. Only touched rows move in a step; the others stay `frozen`, or are caught up `lazy` when they are next
+needed, exactly as if every step had updated them with a zero gradient.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpsoftmax.head.history import StepHistory
+from mpsoftmax.head.row_optim import RowRule
+from mpsoftmax.kernels.blocked import block_size
+from mpsoftmax.kernels.problem import NORM_FLOOR
+
+UNTOUCHED = ("frozen", "lazy")
+INIT_CHUNK_ROWS = 16_384
+
+GradientTile = Callable[[int, int, Tensor], Tensor]
+"""(start, stop, out [n, D]) -> gradient of the loss with respect to those *unit* rows, in `out`."""
+
+
+def local_range(num_classes: int, world: int, rank: int) -> tuple[int, int]:
+    """(first, one past last) class of a rank by the torch.chunk rule, hence DTensor's Shard(0)."""
+    size = -(-num_classes // world)
+    return min(num_classes, rank * size), min(num_classes, (rank + 1) * size)
+
+
+def initial_rows(start: int, stop: int, dim: int, seed: int, std: float) -> np.ndarray:
+    """Normal rows of classes start..stop-1, each a function of (seed, class id): float32 [n, dim].
+
+    Philox counters are addressed by class id; Box-Muller (two 32-bit uniforms to two normals, in float64)
+    because it consumes a fixed number of bits per row, unlike the ziggurat.
+    """
+    num_pairs = -(-dim // 2)
+    blocks_per_row = -(-num_pairs // 4)  # one Philox block: four 64-bit words, four pairs
+    bits = np.random.Philox(
+        key=np.random.SeedSequence([seed, 0x524F5753]).generate_state(2, np.uint64)
+    )
+    bits.advance(start * blocks_per_row)
+    words = bits.random_raw((stop - start) * blocks_per_row * 4).reshape(stop - start, -1)
+    words = words[:, :num_pairs]
+    uniform = (words >> np.uint64(32)).astype(np.float64) + 0.5
+    radius = np.sqrt(-2.0 * np.log(uniform * 2.0**-32)) * std
+    turn = (words & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2.0 * np.pi * 2.0**-32)
+    rows = np.empty((stop - start, 2 * num_pairs), dtype=np.float32)
+    rows[:, 0::2] = radius * np.cos(turn)
+    rows[:, 1::2] = radius * np.sin(turn)
+    return rows[:, :dim]
+
+
+class ClassTable:
+    """Weight and optimiser rows of classes [start, stop), on one device.
+
+    Args:
+        num_classes: Classes over all ranks.
+        dim: Embedding dimension D.
+        local: (start, stop) class ids of this rank.
+        dtype: Row dtype, float32 or float64.
+        device: Where the rows live.
+        seed: Key of the initial rows.
+        init_std: Their standard deviation.
+        rule: The row-wise optimiser.
+        untouched: "frozen" or "lazy".
+
+    Attributes:
+        weight: [stop - start, D] rows as of the step in `row_step`.
+        states: The rule's buffers, each [stop - start, D].
+        row_step: int64 [stop - start]. Frozen: updates this row has had. Lazy: the step it is current to.
+        num_steps: Steps taken so far.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        dim: int,
+        local: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int,
+        init_std: float,
+        rule: RowRule,
+        untouched: str,
+    ) -> None:
+        self.num_classes, self.dim = num_classes, dim
+        self.start, self.stop = local
+        self.rule, self.lazy = rule, untouched == "lazy"
+        self.weight = torch.empty(self.num_local, dim, dtype=dtype, device=device)
+        for first in range(0, self.num_local, INIT_CHUNK_ROWS):
+            last = min(first + INIT_CHUNK_ROWS, self.num_local)
+            rows = initial_rows(self.start + first, self.start + last, dim, seed, init_std)
+            self.weight[first:last] = torch.from_numpy(rows)
+        self.states = [torch.zeros_like(self.weight) for _ in rule.buffers]
+        self.row_step = torch.zeros(self.num_local, dtype=torch.int64, device=device)
+        self.num_steps = 0
+        self._hyper_log: list[list[float]] = []
+        self._history = StepHistory(1 + len(rule.buffers))
+
+    @property
+    def num_local(self) -> int:
+        """Rows on this rank."""
+        return self.stop - self.start
+
+    def current_rows(self, index: Tensor | None) -> Tensor:
+        """Rows as of now: [n, D]. All of them as a view where none lags behind, else a copy.
+
+        Args:
+            index: int64 [n] local rows, or None for all.
+        """
+        if index is None and not self._lagging(self.row_step):
+            return self.weight
+        rows, _ = self._gather(index)
+        return rows
+
+    def update(
+        self, index: Tensor | None, gradient: GradientTile, hyper: Mapping[str, float]
+    ) -> None:
+        """One optimiser step on the rows `index` (sorted; None for all), tile by tile.
+
+        The gradient of a tile exists only while that tile is updated. It is taken on the unit sphere:
+        projected on the tangent space of the row and divided by its norm.
+        """
+        num_rows = self.num_local if index is None else index.numel()
+        size = block_size(self.dim, self.weight.dtype, self.weight.device)
+        scratch = self.weight.new_empty(min(size, num_rows), self.dim)
+        for first in range(0, num_rows, size):
+            last = min(first + size, num_rows)
+            tile = gradient(first, last, scratch[: last - first])
+            if index is None:
+                self._update_tile(slice(first, last), tile, hyper)
+            else:
+                self._update_tile(index[first:last], tile, hyper)
+        self.num_steps += 1
+        if self.lazy:
+            self._log(hyper)
+
+    def _update_tile(self, where: slice | Tensor, tile: Tensor, hyper: Mapping[str, float]) -> None:
+        """Catch up, project, move and store one tile of rows."""
+        in_place = isinstance(where, slice) and not self._lagging(self.row_step[where])
+        if in_place:
+            rows, states = self.weight[where], [state[where] for state in self.states]
+        else:
+            rows, states = self._gather(where)
+        step = self.row_step[where] + 1
+        if self.lazy:
+            step = torch.full_like(step, self.num_steps + 1)
+        to_raw_rows(tile, rows)
+        self.rule.update(rows, states, tile, hyper, step)
+        self.row_step[where] = step
+        if not in_place:
+            self.weight[where] = rows
+            for state, moved in zip(self.states, states, strict=True):
+                state[where] = moved
+
+    def _lagging(self, row_step: Tensor) -> bool:
+        return self.lazy and bool((row_step < self.num_steps).any())
+
+    def _gather(self, where: slice | Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Copies of rows and states, caught up to now where the table is lazy."""
+        if where is None:
+            where = slice(None)
+        parts = [part[where] for part in (self.weight, *self.states)]
+        row_step = self.row_step[where]
+        if self._lagging(row_step):
+            parts = self._catch_up(parts, row_step)
+        elif isinstance(where, slice):
+            parts = [part.clone() for part in parts]
+        return parts[0], parts[1:]
+
+    def _catch_up(self, parts: list[Tensor], row_step: Tensor) -> list[Tensor]:
+        """(row, *states) after the steps each row missed, all with zero gradient."""
+        starts, inverse = np.unique(row_step.cpu().numpy(), return_inverse=True)
+        products = self._history.since(starts)
+        out = []
+        for i in range(len(parts)):
+            moved = torch.zeros_like(parts[i])
+            for j, part in enumerate(parts):
+                if np.any(products[:, i, j]):
+                    factor = torch.from_numpy(products[inverse, i, j]).to(part)
+                    moved.addcmul_(part, factor[:, None])
+            out.append(moved)
+        return out
+
+    def _log(self, hyper: Mapping[str, float]) -> None:
+        self._hyper_log.append([float(hyper[name]) for name in self.rule.hyper])
+        self._history.append(self.rule.transition(hyper))
+
+    def set_rows(self, index: Tensor, rows: Tensor) -> None:
+        """Overwrite local rows [n, D]; their optimiser state starts afresh."""
+        self.weight[index] = rows.to(self.weight)
+        for state in self.states:
+            state[index] = 0
+        self.row_step[index] = self.num_steps if self.lazy else 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is one row per class: the live tensors, [num_local, ...]."""
+        named = dict(zip(self.rule.buffers, self.states, strict=True))
+        return {"weight": self.weight, **named, "row_step": self.row_step}
+
+    def progress(self) -> dict[str, Tensor]:
+        """What all ranks share: `num_steps` int64 [], `step_log` float64 [steps, k] (lazy tables)."""
+        log = torch.tensor(self._hyper_log, dtype=torch.float64).reshape(-1, len(self.rule.hyper))
+        return {"num_steps": torch.tensor(self.num_steps), "step_log": log}
+
+    def set_progress(self, num_steps: Tensor, step_log: Tensor) -> None:
+        """Restore what `progress` gave.
+
+        Raises:
+            ValueError: a lazy table is given a log that does not cover all steps.
+        """
+        if self.lazy and len(step_log) != int(num_steps):
+            raise ValueError(
+                f"head.untouched: 'lazy' needs the optimiser settings of all {int(num_steps)} steps, the "
+                f"state holds {len(step_log)}; it was saved with 'frozen', which is allowed here"
+            )
+        self.num_steps = int(num_steps)
+        self._hyper_log, self._history = [], StepHistory(1 + len(self.rule.buffers))
+        for values in step_log.tolist() if self.lazy else []:
+            self._log(dict(zip(self.rule.hyper, values, strict=True)))
+
+
+def to_raw_rows(gradient: Tensor, rows: Tensor) -> None:
+    """In place: gradient with respect to unit rows -> with respect to the raw rows, both [n, D].
+
+    (g - <g, w/|w|> w/|w|) / |w|, row by row.
+    """
+    inverse = torch.linalg.vector_norm(rows, dim=1).clamp_min_(NORM_FLOOR).reciprocal_()
+    along = torch.linalg.vecdot(gradient, rows).mul_(inverse.pow(3)).neg_()
+    gradient.mul_(inverse[:, None]).addcmul_(rows, along[:, None])
