@@ -33,15 +33,16 @@ class Comm:
     Attributes:
         rank: This process within the group, from 0.
         world: Number of processes in the group.
+        connected: Whether there is a process group at all.
         calls: How often each collective was called.
         payload_bytes: Bytes of this rank's input handed to each collective.
     """
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
-        self._connected = group is not None or (dist.is_available() and dist.is_initialized())
+        self.connected = group is not None or (dist.is_available() and dist.is_initialized())
         self._group = group
-        self.rank = dist.get_rank(group) if self._connected else 0
-        self.world = dist.get_world_size(group) if self._connected else 1
+        self.rank = dist.get_rank(group) if self.connected else 0
+        self.world = dist.get_world_size(group) if self.connected else 1
         self.calls: Counter[str] = Counter()
         self.payload_bytes: Counter[str] = Counter()
         self._mesh: DeviceMesh | None = None
@@ -102,7 +103,7 @@ class Comm:
 
         Shares memory with `local`. The rows are those of the torch.chunk rule.
         """
-        if not self._connected:
+        if not self.connected:
             return local
         if self._mesh is None:
             group = self._group if self._group is not None else dist.group.WORLD

@@ -19,34 +19,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpsoftmax.comm import Comm, ProcessGroup, local_rows
+from mpsoftmax.comm import Comm, ProcessGroup
+from mpsoftmax.head.arguments import check_choice, check_whole
 from mpsoftmax.head.candidates import All, Candidates
 from mpsoftmax.head.class_table import UNTOUCHED, ClassTable, local_range
 from mpsoftmax.head.exchange import Exchange, GlobalBatch, LocalBatch
+from mpsoftmax.head.gradient import Contribution, TileSource, union_of
 from mpsoftmax.head.objectives import Objective, objective_named
+from mpsoftmax.head.optimizer import Optimizer
 from mpsoftmax.head.row_optim import RowRule, RowSGD
 from mpsoftmax.head.shift import static_shift
+from mpsoftmax.head.table_state import load_table_state, table_state
 from mpsoftmax.kernels.problem import NORM_FLOOR, Problem, Swept
 from mpsoftmax.kernels.reference import finite
 from mpsoftmax.kernels.select import select
 
 COMPUTE_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 ROW_DTYPES = (torch.float64, torch.float32)
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What one backward call leaves for step(): enough to form the class gradient tile by tile."""
-
-    index: Tensor | None
-    """Sorted local candidate rows, None for all."""
-    swept: Swept
-    unit: Tensor
-    """[n, D] accumulate dtype: unit features."""
-    negatives: Tensor
-    """[n]: dL/dl over the (shard-relative) total: multiplies E."""
-    target: Tensor
-    """[n]: dL/dt: multiplies the target row's feature."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +49,6 @@ class Forward:
     """[n] over all ranks."""
     norm_gradient: Tensor
     """[n]: dL/da."""
-
-
-class Optimizer(torch.optim.Optimizer):
-    """The torch optimiser behind `head.step()`: schedulers drive its param_groups.
-
-    Its one parameter is the local weight [rows, D]; the state lives in the head, whose state_dict holds it.
-    """
-
-    def __init__(self, head: "ModelParallelSoftmax", table: ClassTable) -> None:
-        self._head, self._table = head, table
-        super().__init__([table.weight], dict(table.rule.defaults()))
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Apply what the backward calls since the last step left.
-
-        Raises:
-            ValueError: a closure is given; the gradient is formed in here, once.
-        """
-        if closure is not None:
-            raise ValueError("closure: not supported; allowed: None")
-        self._head.apply_contributions(self.param_groups[0])
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop what the backward calls since the last step left (a skipped step)."""
-        self._head.drop_contributions()
 
 
 class ModelParallelSoftmax(nn.Module):
@@ -150,6 +114,7 @@ class ModelParallelSoftmax(nn.Module):
             candidates_named(candidates) if isinstance(candidates, str) else candidates
         )
         self.compute_dtype, self.e_budget_bytes, self.seed = compute_dtype, e_budget_bytes, seed
+        self.row_rule = optimizer or RowSGD()
         self.comm = Comm(process_group)
         self.local_range = local_range(num_classes, self.comm.world, self.comm.rank)
         self._kernel = select(kernel)
@@ -165,10 +130,15 @@ class ModelParallelSoftmax(nn.Module):
             device=torch.device(device or "cpu"),
             seed=seed,
             init_std=init_std,
-            rule=optimizer or RowSGD(),
+            rule=self.row_rule,
             untouched=untouched,
         )
-        self.optimizer = Optimizer(self, self._table)
+        self.optimizer = Optimizer(
+            self._table.weight,
+            self.row_rule.defaults(),
+            self.apply_contributions,
+            self.drop_contributions,
+        )
         self._contributions: list[Contribution] = []
         self._candidate_index: Tensor | None = None
         self.last_stats: dict[str, Tensor] = {}
@@ -450,9 +420,7 @@ class ModelParallelSoftmax(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        for name, tensor in self._table.tensors().items():
-            destination[prefix + name] = self.comm.shard_rows(tensor, self.num_classes)
-        for name, tensor in self._table.progress().items():
+        for name, tensor in table_state(self._table, self.comm).items():
             destination[prefix + name] = tensor
 
     def _load_from_state_dict(
@@ -466,39 +434,20 @@ class ModelParallelSoftmax(nn.Module):
         error_msgs: list[str],
     ) -> None:
         names = [*self._table.tensors(), *self._table.progress()]
-        missing = [prefix + name for name in names if prefix + name not in state_dict]
-        known = {prefix + name for name in names}
-        missing_keys.extend(missing)
-        unexpected_keys.extend(
-            key for key in state_dict if key.startswith(prefix) and key not in known
-        )
-        if missing:
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(prefix)
+        }
+        missing_keys.extend(prefix + name for name in names if name not in own)
+        unexpected_keys.extend(prefix + name for name in own if name not in names)
+        if not set(names) <= set(own):
             return
         try:
-            for name, tensor in self._table.tensors().items():
-                tensor.copy_(self._local_part(name, state_dict[prefix + name]))
-            progress = {name: state_dict[prefix + name] for name in self._table.progress()}
-            self._table.set_progress(**progress)
+            load_table_state(self._table, own)
             self.drop_contributions()
         except ValueError as error:
             error_msgs.append(str(error))
-
-    def _local_part(self, name: str, tensor: Tensor) -> Tensor:
-        """This rank's rows of a saved tensor: a DTensor's local part, or the slice of a full one."""
-        start, stop = self.local_range
-        if tensor.shape[0] != self.num_classes:
-            raise ValueError(
-                f"head.{name}: {tensor.shape[0]} classes; allowed: num_classes={self.num_classes}"
-            )
-        local = local_rows(tensor)
-        if local is tensor:
-            return tensor[start:stop]
-        if local.shape[0] != stop - start:
-            raise ValueError(
-                f"head.{name}: a shard of {local.shape[0]} rows; allowed: {stop - start}, the torch.chunk "
-                "rule at this world size (load through torch.distributed.checkpoint to re-shard)"
-            )
-        return local
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ModelParallelSoftmax":
         """Refuse .to(), .half(), ...: rows do not move; device and dtypes are arguments."""
@@ -531,68 +480,6 @@ class HeadFunction(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None
 
 
-class TileSource:
-    """One contribution's class gradient, addressed by tiles of the union of all contributions' rows."""
-
-    def __init__(self, kernel: Any, part: Contribution, union: Tensor | None) -> None:
-        self._kernel, self._part = kernel, part
-        self._same = union is None or part.index is None or part.index is union
-        self._union = union
-        # Targets sorted by row, so that a tile finds its own without scanning the batch.
-        target = part.swept.problem.target
-        self._order = torch.argsort(target)
-        self._sorted = target[self._order]
-
-    def write(self, start: int, stop: int, out: Tensor, *, add: bool) -> None:
-        """Write (or add) the gradient by unit rows start..stop-1 of the union into `out` [n, D]."""
-        if self._same:
-            first, last, places = start, stop, None
-        else:
-            first, last, places = self._overlap(start, stop)
-        direct = places is None and not add
-        tile = out if direct else out.new_empty(last - first, out.shape[1])
-        tile = tile.to(self._part.unit.dtype)
-        self._kernel.class_gradient(self._part.swept, self._part.negatives, first, last, tile)
-        self._add_targets(first, last, tile)
-        if direct:
-            if tile is not out:
-                out.copy_(tile)
-            return
-        if not add:
-            out.zero_()
-        if places is None:
-            out += tile
-        else:
-            out.index_add_(0, places, tile.to(out.dtype))
-
-    def _overlap(self, start: int, stop: int) -> tuple[int, int, Tensor]:
-        """Own candidates among union rows start..stop-1: their range, and their places in the tile."""
-        assert self._union is not None
-        assert self._part.index is not None
-        ids = self._union[start:stop]
-        bounds = torch.searchsorted(self._part.index, torch.stack([ids[0], ids[-1] + 1])).tolist()
-        places = torch.searchsorted(ids, self._part.index[bounds[0] : bounds[1]])
-        return bounds[0], bounds[1], places
-
-    def _add_targets(self, first: int, last: int, tile: Tensor) -> None:
-        """Add dL/dt x_i to the rows of the samples' own classes."""
-        bounds = torch.tensor([first, last], device=self._sorted.device)
-        low, high = torch.searchsorted(self._sorted, bounds).tolist()
-        if low < high:
-            samples = self._order[low:high]
-            pulls = self._part.unit[samples] * self._part.target[samples, None]
-            tile.index_add_(0, self._sorted[low:high] - first, pulls)
-
-
-def union_of(indices: list[Tensor | None]) -> Tensor | None:
-    """Sorted union of sorted row indices; None (all rows) if any is None."""
-    if any(index is None for index in indices):
-        return None
-    if len(indices) == 1:
-        return indices[0]
-    return torch.unique(torch.cat([index for index in indices if index is not None]))
-
-
 def target_units(rows: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
     """[n, D] unit rows of each sample's class; arbitrary where target is -1; zeros without rows."""
     if rows.shape[0] == 0:
@@ -609,15 +496,3 @@ def candidates_named(name: str) -> Candidates:
     if name != "all":
         raise ValueError(f"candidates: {name!r} is not known; allowed: 'all' or Uniform(rate=...)")
     return All()
-
-
-def check_choice(field: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Raise ValueError unless value is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{field}: {value!r}; allowed: {', '.join(map(str, allowed))}")
-
-
-def check_whole(field: str, value: int, least: int) -> None:
-    """Raise ValueError unless value is an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{field}: {value!r}; allowed: a whole number >= {least}")

@@ -1,0 +1,90 @@
+"""The class gradient, formed tile by tile from what the backward calls of a step left.
+
+Accumulation over several backward calls is addition of their tiles; with sampled candidates each call has
+rows of its own, and the tiles run over the union of them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpsoftmax.kernels.problem import Swept
+from mpsoftmax.kernels.select import Kernel
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one backward call leaves for step(): enough to form the class gradient tile by tile."""
+
+    index: Tensor | None
+    """Sorted local candidate rows, None for all."""
+    swept: Swept
+    unit: Tensor
+    """[n, D] accumulate dtype: unit features."""
+    negatives: Tensor
+    """[n]: dL/dl over the (shard-relative) total: multiplies E."""
+    target: Tensor
+    """[n]: dL/dt: multiplies the target row's feature."""
+
+
+class TileSource:
+    """One contribution's class gradient, addressed by tiles of the union of all contributions' rows."""
+
+    def __init__(self, kernel: Kernel, part: Contribution, union: Tensor | None) -> None:
+        self._kernel, self._part = kernel, part
+        self._same = union is None or part.index is None or part.index is union
+        self._union = union
+        # Targets sorted by row, so that a tile finds its own without scanning the batch.
+        target = part.swept.problem.target
+        self._order = torch.argsort(target)
+        self._sorted = target[self._order]
+
+    def write(self, start: int, stop: int, out: Tensor, *, add: bool) -> None:
+        """Write (or add) the gradient by unit rows start..stop-1 of the union into `out` [n, D]."""
+        if self._same:
+            first, last, places = start, stop, None
+        else:
+            first, last, places = self._overlap(start, stop)
+        direct = places is None and not add
+        tile = out if direct else out.new_empty(last - first, out.shape[1])
+        tile = tile.to(self._part.unit.dtype)
+        self._kernel.class_gradient(self._part.swept, self._part.negatives, first, last, tile)
+        self._add_targets(first, last, tile)
+        if direct:
+            if tile is not out:
+                out.copy_(tile)
+            return
+        if not add:
+            out.zero_()
+        if places is None:
+            out += tile
+        else:
+            out.index_add_(0, places, tile.to(out.dtype))
+
+    def _overlap(self, start: int, stop: int) -> tuple[int, int, Tensor]:
+        """Own candidates among union rows start..stop-1: their range, and their places in the tile."""
+        assert self._union is not None
+        assert self._part.index is not None
+        ids = self._union[start:stop]
+        bounds = torch.searchsorted(self._part.index, torch.stack([ids[0], ids[-1] + 1])).tolist()
+        places = torch.searchsorted(ids, self._part.index[bounds[0] : bounds[1]])
+        return bounds[0], bounds[1], places
+
+    def _add_targets(self, first: int, last: int, tile: Tensor) -> None:
+        """Add dL/dt x_i to the rows of the samples' own classes."""
+        bounds = torch.tensor([first, last], device=self._sorted.device)
+        low, high = torch.searchsorted(self._sorted, bounds).tolist()
+        if low < high:
+            samples = self._order[low:high]
+            pulls = self._part.unit[samples] * self._part.target[samples, None]
+            tile.index_add_(0, self._sorted[low:high] - first, pulls)
+
+
+def union_of(indices: list[Tensor | None]) -> Tensor | None:
+    """Sorted union of sorted row indices; None (all rows) if any is None."""
+    if any(index is None for index in indices):
+        return None
+    if len(indices) == 1:
+        return indices[0]
+    return torch.unique(torch.cat([index for index in indices if index is not None]))
