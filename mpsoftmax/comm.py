@@ -138,20 +138,24 @@ def launched_by_torchrun() -> bool:
 
 
 def connect(timeout_s: float) -> Comm:
-    """Join the process group that torchrun's environment describes; world size 1 without it.
+    """Join the process group that torchrun's environment describes; a group of one without it.
 
     NCCL where this process has a GPU (and gloo beside it for CPU tensors), else gloo.
 
     Args:
         timeout_s: Seconds after which a collective that some rank never joined raises.
     """
-    if not launched_by_torchrun():
-        return Comm()
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if launched_by_torchrun():
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(
+            backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1
+        )
     return Comm()
 
 

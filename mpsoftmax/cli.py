@@ -1,0 +1,198 @@
+"""The command line: mpsoftmax train | evaluate | convert | inspect."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USER_ERROR = 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Commands and their arguments."""
+    top = argparse.ArgumentParser(
+        prog="mpsoftmax",
+        description="Model-parallel softmax training of embedding models with very many classes.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a model",
+        description="Train from a YAML file and key.path=value overrides. Alone, with --nproc, or under "
+        "torchrun on one or several nodes: the same run. A run folder that holds a checkpoint is continued.",
+        epilog="example: mpsoftmax train configs/quickstart.yaml train.steps=200 --nproc 2",
+    )
+    train.add_argument("config", help="YAML file; docs/configuration.md lists every key")
+    train.add_argument("overrides", nargs="*", metavar="key.path=value", help="single settings")
+    add_nproc(train)
+    train.add_argument(
+        "--print", action="store_true", help="print the resolved configuration and stop"
+    )
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="judge a trained model",
+        description="Verification accuracy, TAR at FAR, AUC and EER with confidence intervals.",
+        epilog="example: mpsoftmax evaluate runs/faces --data lfw.bin",
+    )
+    evaluate.add_argument("model", help="run folder, or one of its checkpoints/step-N")
+    evaluate.add_argument(
+        "--data",
+        required=True,
+        help="glyphs-open, glyphs-closed, a .bin file, or a pair list as LIST or LIST@FOLDER-OR-TAR",
+    )
+    evaluate.add_argument("--protocol", choices=["verification"], default="verification")
+    evaluate.add_argument("--json", metavar="OUT", help="write the result to this file too")
+    evaluate.add_argument(
+        "--trust-code", action="store_true", help="import a backbone that the checkpoint names"
+    )
+    evaluate.add_argument("--baseline", action="store_true", help="also judge raw pixels")
+    add_nproc(evaluate)
+
+    convert = commands.add_parser(
+        "convert",
+        help="copy a data set into another format",
+        description="Between image folder, .tar, .rec and .arrow; image bytes, order and labels are kept.",
+    )
+    convert.add_argument("source", help="folder, .tar, .rec, .arrow, glyphs or synthetic")
+    convert.add_argument("destination", help="a new folder, or a file named .tar, .rec or .arrow")
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what a data set holds and what is wrong with it",
+        description="Classes, images, class sizes, image sizes, problems.",
+    )
+    inspect.add_argument("path", help="folder, .tar, .rec, .arrow, glyphs or synthetic")
+    return top
+
+
+def add_nproc(command: argparse.ArgumentParser) -> None:
+    """--nproc N."""
+    command.add_argument(
+        "--nproc",
+        type=int,
+        metavar="N",
+        help="start N ranks on this machine (default: one process)",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        Exit status: 0 if the command ended as asked, 2 for a user's mistake (one line says which).
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse_train(given) if given[:1] == ["train"] else parser().parse_args(given)
+    commands = {"train": train, "evaluate": evaluate, "convert": convert, "inspect": inspect}
+    try:
+        return commands[options.command](options, given)
+    except ValueError as error:
+        # Every rank of a group meets the same mistake; one of them says so.
+        if os.environ.get("RANK", "0") == "0" or str(error).startswith("rank "):
+            print(f"mpsoftmax {options.command}: error: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+def parse_train(given: list[str]) -> argparse.Namespace:
+    """`train` with its overrides before, between or after the options."""
+    options, rest = parser().parse_known_args(given)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word]
+    if strange:
+        parser().error(f"unrecognized arguments: {' '.join(strange)}")
+    options.overrides = [*options.overrides, *rest]
+    return options
+
+
+def spawn(num_ranks: int, given: list[str]) -> int:
+    """Replace this process by torchrun with `num_ranks` ranks of the same command."""
+    if num_ranks < 1:
+        raise ValueError(f"--nproc: {num_ranks}; allowed: at least 1")
+    kept = list(given)
+    for position, word in enumerate(given):
+        if word == "--nproc":
+            del kept[position : position + 2]
+        elif word.startswith("--nproc="):
+            del kept[position]
+    threads = max(1, (os.cpu_count() or 1) // num_ranks)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # torch 2.13 keeps one store for all restarts otherwise, and new workers read dead addresses in it.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(num_ranks), "-m", "mpsoftmax", *kept]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def wants_ranks(options: argparse.Namespace) -> bool:
+    """Whether this process is to start the ranks rather than to be one."""
+    return options.nproc is not None and "RANK" not in os.environ
+
+
+def train(options: argparse.Namespace, given: list[str]) -> int:
+    """Mpsoftmax train."""
+    from mpsoftmax.config import load, to_yaml
+    from mpsoftmax.train.build import check_parts
+
+    config = load(options.config, options.overrides)
+    check_parts(config)
+    if options.print:
+        print(to_yaml(config), end="")
+        return 0
+    if wants_ranks(options):
+        return spawn(options.nproc, given)
+    from mpsoftmax.comm import connect, disconnect
+    from mpsoftmax.train.loop import Trainer
+
+    comm = connect(config.train.timeout_s)
+    try:
+        summary = Trainer(config, comm).run()
+        if comm.rank == 0:
+            print(f"done: {summary.steps} steps; results in {summary.folder}")
+    finally:
+        disconnect()
+    return 0
+
+
+def evaluate(options: argparse.Namespace, given: list[str]) -> int:
+    """Mpsoftmax evaluate."""
+    if wants_ranks(options):
+        return spawn(options.nproc, given)
+    from mpsoftmax.comm import connect, disconnect
+    from mpsoftmax.train.judge import judge
+
+    comm = connect(600.0)
+    try:
+        report = judge(
+            options.model,
+            options.data,
+            comm,
+            with_baseline=options.baseline,
+            trust_code=options.trust_code,
+        )
+    finally:
+        disconnect()
+    if comm.rank == 0:
+        print(report.text)
+        if options.json:
+            Path(options.json).write_text(json.dumps(report.values, indent=1) + "\n")
+    return 0
+
+
+def convert(options: argparse.Namespace, given: list[str]) -> int:
+    """Mpsoftmax convert."""
+    from mpsoftmax.data.convert import convert as run
+
+    run(options.source, options.destination)
+    return 0
+
+
+def inspect(options: argparse.Namespace, given: list[str]) -> int:
+    """Mpsoftmax inspect."""
+    from mpsoftmax.data.inspect import inspect as run
+
+    print(run(options.path).render())
+    return 0

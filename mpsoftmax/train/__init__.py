@@ -1,0 +1,1 @@
+"""Training: parts built from a configuration, the loop, schedules, checkpoints, logging."""

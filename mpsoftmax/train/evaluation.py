@@ -1,0 +1,193 @@
+"""Evaluation of a backbone on all ranks: during training, and for `mpsoftmax evaluate`.
+
+Every rank embeds its share of the images, the embeddings are gathered, and every rank computes the same
+figures from them, so no rank waits for another one's metrics.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpsoftmax.comm import Comm
+from mpsoftmax.config import Config
+from mpsoftmax.data.glyph_pairs import glyph_pairs
+from mpsoftmax.data.glyphs import open_glyphs
+from mpsoftmax.data.image_set import ImageSet
+from mpsoftmax.data.pairs import read_bin, read_pairs
+from mpsoftmax.evaluate.embed import embed, raw_pixels
+from mpsoftmax.evaluate.retrieval import recall_at_1
+from mpsoftmax.evaluate.verification import VerificationResult, verify
+from mpsoftmax.head.head import ModelParallelSoftmax
+from mpsoftmax.train.build import glyph_options
+
+GLYPH_SETS = {"glyphs-open": "open", "glyphs-closed": "closed"}
+NUM_GLYPH_PAIRS = 6000
+EMBED_BATCH = 64
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """What one entry of data.eval stands for."""
+
+    name: str
+    images: ImageSet
+    pairs: np.ndarray
+    """int64 [P, 2] into images."""
+    same: np.ndarray
+    """bool [P]."""
+    mirror: bool
+    """Whether an image and its mirror image show the same thing."""
+    fonts: np.ndarray | None = None
+    """Glyph sets: int [n], the font of each image."""
+
+
+def open_evaluation_set(spec: str, config: Config) -> EvaluationSet:
+    """A verification set by its name in data.eval.
+
+    Args:
+        spec: `glyphs-open`, `glyphs-closed`, a .bin file, or a pair list, with the folder or tar that holds
+            its images after an @ (default: the list's own folder).
+        config: Whose glyph settings apply.
+
+    Raises:
+        ValueError: no such set, or a malformed file.
+    """
+    if spec in GLYPH_SETS:
+        images = open_glyphs(**glyph_options(config, GLYPH_SETS[spec]))
+        pairs, same = glyph_pairs(images, NUM_GLYPH_PAIRS, seed=config.data.seed)
+        return EvaluationSet(spec, images, pairs, same, mirror=False, fonts=images.fonts)
+    path, _, holder = spec.partition("@")
+    if not Path(path).is_file():
+        raise ValueError(
+            f"data.eval: {spec!r}: no such file; allowed: {', '.join(GLYPH_SETS)}, a .bin file, or a pair "
+            "list as LIST or LIST@FOLDER-OR-TAR"
+        )
+    name = Path(path).stem
+    found = (
+        read_bin(path) if path.endswith(".bin") else read_pairs(path, holder or Path(path).parent)
+    )
+    return EvaluationSet(name, found.images, found.pairs, found.same, mirror=True)
+
+
+def pair_similarity(embeddings: Tensor, pairs: np.ndarray) -> np.ndarray:
+    """Cosine of each pair: unit embeddings [n, D] -> float64 [P]."""
+    first, second = (embeddings[torch.from_numpy(pairs[:, side])].double() for side in (0, 1))
+    return (first * second).sum(1).numpy()
+
+
+class Evaluator:
+    """The sets of data.eval, opened when first needed.
+
+    Args:
+        config: Image size, decoder, workers, precision and the sets.
+        class_names: Names of the training classes, for sets that share them.
+        comm: The ranks that evaluate together.
+        device: Where the backbone is.
+    """
+
+    def __init__(
+        self, config: Config, class_names: Sequence[str], comm: Comm, device: torch.device
+    ) -> None:
+        self.config, self.class_names, self.comm, self.device = config, class_names, comm, device
+        self._sets: dict[str, EvaluationSet] = {}
+
+    def run(self, net: nn.Module, head: ModelParallelSoftmax | None) -> list[dict[str, Any]]:
+        """Figures of every set in data.eval, the same on every rank; collective."""
+        return [self.figures(self.open(spec), net, head) for spec in self.config.data.eval]
+
+    def open(self, spec: str) -> EvaluationSet:
+        """The set of that name."""
+        if spec not in self._sets:
+            self._sets[spec] = open_evaluation_set(spec, self.config)
+        return self._sets[spec]
+
+    def embeddings(self, chosen: EvaluationSet, net: nn.Module) -> Tensor:
+        """Unit embeddings [n, D] of all images of a set, on every rank, on the CPU; collective."""
+        data = self.config.data
+        return embed(
+            net,
+            chosen.images,
+            size=data.image_size,
+            decoder=data.decoder,
+            batch_size=EMBED_BATCH,
+            workers=data.workers,
+            flip=chosen.mirror,
+            device=self.device,
+            dtype=torch.bfloat16 if self.config.train.precision == "bf16" else None,
+            rank=self.comm.rank,
+            world=self.comm.world,
+            gather=self.comm.all_gather_rows,
+        ).cpu()
+
+    def figures(
+        self, chosen: EvaluationSet, net: nn.Module, head: ModelParallelSoftmax | None
+    ) -> dict[str, Any]:
+        """One line of metrics for one set."""
+        embeddings = self.embeddings(chosen, net)
+        line = {"set": chosen.name, **summarise(verify_set(embeddings, chosen))}
+        if chosen.fonts is not None:
+            line["recall_at_1"] = glyph_recall(embeddings, chosen)
+        known = {name: number for number, name in enumerate(self.class_names)}
+        if chosen.name == "glyphs-closed" and head is not None:
+            line["top1"] = self._top1(embeddings, chosen, head, known)
+        return line
+
+    def _top1(
+        self,
+        embeddings: Tensor,
+        chosen: EvaluationSet,
+        head: ModelParallelSoftmax,
+        known: dict[str, int],
+    ) -> float:
+        """Share of images whose nearest class row is their own class; collective, in equal chunks."""
+        names = chosen.images.class_names
+        expected = torch.tensor([known.get(names[label], -1) for label in chosen.images.labels])
+        hits, chunk = 0, 256
+        for start in range(0, len(expected), chunk * self.comm.world):
+            low = min(len(expected), start + chunk * self.comm.rank)
+            high = min(len(expected), low + chunk)
+            ids, _ = head.nearest_classes(embeddings[low:high].to(self.device))
+            hits += int((ids.cpu() == expected[low:high]).sum())
+        total = self.comm.all_reduce_sum(torch.tensor([hits], device=self.device))
+        return int(total) / max(1, len(expected))
+
+
+def verify_set(embeddings: Tensor, chosen: EvaluationSet) -> VerificationResult:
+    """Ten-fold verification of a set from its unit embeddings."""
+    return verify(pair_similarity(embeddings, chosen.pairs), chosen.same)
+
+
+def baseline(chosen: EvaluationSet) -> VerificationResult:
+    """The same protocol on raw pixels: what no learning at all reaches."""
+    return verify_set(raw_pixels(chosen.images), chosen)
+
+
+def glyph_recall(embeddings: Tensor, chosen: EvaluationSet) -> float:
+    """Recall@1: gallery one font (the one that draws most characters), queries all others."""
+    assert chosen.fonts is not None
+    gallery = chosen.fonts == np.bincount(chosen.fonts).argmax()
+    labels = np.asarray(chosen.images.labels)
+    queries = ~gallery & np.isin(labels, labels[gallery])
+    return recall_at_1(
+        embeddings[torch.from_numpy(gallery)],
+        torch.from_numpy(labels[gallery]),
+        embeddings[torch.from_numpy(queries)],
+        torch.from_numpy(labels[queries]),
+    )
+
+
+def summarise(result: VerificationResult) -> dict[str, float]:
+    """The figures of a verification that go into metrics.jsonl."""
+    tars = {f"tar_at_far_{t.far:g}": t.tar for t in result.tar_at_far if t.supported}
+    return {
+        "accuracy": result.accuracy,
+        "accuracy_std": result.accuracy_std,
+        "auc": result.auc,
+        "eer": result.eer,
+        **tars,
+    }

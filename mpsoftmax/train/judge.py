@@ -1,0 +1,84 @@
+"""Judging the backbone of a run or of one of its checkpoints on one verification set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpsoftmax.comm import Comm
+from mpsoftmax.config import from_tree
+from mpsoftmax.train.build import build_net
+from mpsoftmax.train.checkpoint import Checkpoints, read_state
+from mpsoftmax.train.evaluation import Evaluator, baseline, glyph_recall, verify_set
+from mpsoftmax.train.loop import training_device
+from mpsoftmax.train.state import load_backbone
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `mpsoftmax evaluate` reports."""
+
+    text: str
+    values: dict[str, Any]
+
+
+def checkpoint_of(model: str, comm: Comm) -> Path:
+    """The checkpoint directory meant by a run folder or by itself.
+
+    Raises:
+        ValueError: neither.
+    """
+    path = Path(model)
+    if (path / "state.json").is_file():
+        return path
+    latest = Checkpoints(path / "checkpoints", comm).latest()
+    if latest is None:
+        raise ValueError(
+            f"model: {model}: neither a run folder with checkpoints/latest nor a checkpoint"
+        )
+    return latest
+
+
+def judge(model: str, data: str, comm: Comm, *, with_baseline: bool, trust_code: bool) -> Judgement:
+    """Verification of a trained backbone; collective.
+
+    Args:
+        model: Run folder, or a checkpoint directory in it.
+        data: A verification set, as in data.eval.
+        comm: The ranks that share the embedding.
+        with_baseline: Also judge raw pixels by the same protocol.
+        trust_code: Import the backbone a checkpoint names by package.module:callable.
+
+    Raises:
+        ValueError: no such model or data, or a damaged checkpoint.
+    """
+    checkpoint = checkpoint_of(model, comm)
+    state = read_state(checkpoint)
+    config = from_tree(state["config"])
+    door, colon, _ = config.backbone.name.partition(":")
+    if colon and door not in ("timm", "transformers") and not trust_code:
+        raise ValueError(
+            f"model: its backbone is {config.backbone.name!r}: code named by a checkpoint is run only with "
+            "--trust-code"
+        )
+    device = training_device()
+    net = build_net(config).to(device)
+    load_backbone(checkpoint, net)
+    evaluator = Evaluator(config, (), comm, device)
+    chosen = evaluator.open(data)
+    embeddings = evaluator.embeddings(chosen, net)
+    result = verify_set(embeddings, chosen)
+    values: dict[str, Any] = {
+        "model": str(checkpoint),
+        "step": state["step"],
+        "data": data,
+        "verification": result.as_dict(),
+    }
+    text = [f"{checkpoint} on {chosen.name}", result.render()]
+    if chosen.fonts is not None:
+        values["recall_at_1"] = glyph_recall(embeddings, chosen)
+        text.append(f"recall@1, gallery one font: {values['recall_at_1']:.4f}")
+    if with_baseline:
+        raw = baseline(chosen)
+        values["raw_pixels"] = raw.as_dict()
+        text.append(f"raw pixels: accuracy {raw.accuracy:.4f}, AUC {raw.auc:.4f}")
+    return Judgement("\n".join(text), values)

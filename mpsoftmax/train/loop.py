@@ -1,0 +1,292 @@
+"""The training loop: one for every launcher and world size.
+
+A step takes `train.batch_size` consecutive samples of the endless stream (DESIGN, section 8), cut into
+micro-batches, each cut into the ranks' shares. The position in the stream is the number of samples
+consumed, so any world size continues where another stopped.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsoftmax.comm import Comm
+from mpsoftmax.config import Config, to_tree, to_yaml
+from mpsoftmax.data.loader import Batch, Loader
+from mpsoftmax.data.order import share
+from mpsoftmax.data.pixels import to_float
+from mpsoftmax.train.build import (
+    build_augment,
+    build_head,
+    build_net,
+    build_optimizer,
+    build_order,
+    changed_settings,
+    open_training_images,
+)
+from mpsoftmax.train.checkpoint import Checkpoints, read_state
+from mpsoftmax.train.evaluation import Evaluator
+from mpsoftmax.train.metrics import Log
+from mpsoftmax.train.schedule import learning_rate_factor
+from mpsoftmax.train.state import load_run_state, run_state
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    folder: Path
+    steps: int
+    evaluations: list[dict[str, Any]]
+
+
+class Trainer:
+    """One run of one configuration on one group of ranks.
+
+    Args:
+        config: The resolved configuration.
+        comm: The ranks.
+
+    Raises:
+        ValueError: data, run folder or checkpoint do not fit the configuration; on all ranks alike.
+    """
+
+    def __init__(self, config: Config, comm: Comm) -> None:
+        self.config, self.comm = config, comm
+        self.folder = Path(config.run.dir)
+        self.device = training_device()
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", comm, config.train.keep_checkpoints
+        )
+        resume = self._resume_from()
+        images = open_in_turn(config, comm)
+        self.num_steps = total_steps(config, len(images))
+        torch.manual_seed(config.train.seed)
+        self.net = build_net(config).to(self.device)
+        self.memory_format = (
+            torch.channels_last if config.backbone.channels_last else torch.contiguous_format
+        )
+        self.net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(config.train.optimizer, self.net)
+        self.head = build_head(config, len(images.class_names), comm.world, self.device)
+        torch.manual_seed(config.train.seed + 1 + comm.rank)  # dropout differs between ranks
+        self.step, self.samples = 0, 0
+        if resume is not None:
+            state = load_run_state(resume, self.net, self.optimizer, self.head, comm)
+            self.step, self.samples = state["step"], state["samples"]
+        self.loader = Loader(
+            images,
+            build_order(config, images),
+            size=config.data.image_size,
+            decoder=config.data.decoder,
+            augment=build_augment(config),
+            seed=config.train.seed,
+            workers=config.data.workers,
+            max_corrupt=config.data.max_corrupt,
+        )
+        self.evaluator = Evaluator(config, images.class_names, comm, self.device)
+        self.log = Log(config, self.folder, self.num_steps, self.step, comm.rank)
+        self._describe(resume, len(images), len(images.class_names))
+
+    def _resume_from(self) -> Path | None:
+        """The checkpoint to continue from; writes config.yaml for a new or continued run."""
+        latest = self.checkpoints.latest()
+        started = (self.folder / "metrics.jsonl").exists() or latest is not None
+        if started and not self.config.run.resume:
+            raise ValueError(
+                f"run.dir: {self.folder} already holds a run; allowed: a new folder, or run.resume=true"
+            )
+        self.comm.barrier()
+        if self.comm.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        return latest
+
+    def _describe(self, resume: Path | None, num_images: int, num_classes: int) -> None:
+        if resume is not None:
+            self.log.say(f"resuming from {resume} at step {self.step}")
+            for change in changed_settings(read_state(resume)["config"], to_tree(self.config)):
+                self.log.say(f"  changed {change}")
+        self.log.say(
+            f"{num_images} images, {num_classes} classes, {self.comm.world} rank(s), {self.device.type}; "
+            f"{self.num_steps} steps of {self.config.train.batch_size}; run folder {self.folder}"
+        )
+
+    def run(self) -> Summary:
+        """Train to the last step; evaluate and checkpoint as configured."""
+        net = self.comm.data_parallel(self.net)
+        if self.config.backbone.compile:
+            net = torch.compile(net)  # type: ignore[assignment]
+        train, evaluations = self.config.train, []
+        batches = iter(self.loader.stream(self._cuts()))
+        try:
+            while self.step < self.num_steps:
+                line = self._step(net, batches)  # type: ignore[arg-type]
+                last = self.step == self.num_steps
+                if due(train.log_every, self.step) or last:
+                    self.log.write(resolved(line))
+                if due(train.eval_every, self.step) or last:
+                    evaluations = self._evaluate()
+                if due(train.checkpoint_every, self.step) or last:
+                    self._save()
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+            self.log.close()
+        return Summary(self.folder, self.step, evaluations)
+
+    def _cuts(self) -> Iterator[tuple[int, int]]:
+        """This rank's share of every micro-batch from here to the end, as stream positions."""
+        size, parts = self.config.train.batch_size, self.config.train.accumulation
+        for start in range(self.samples, self.samples + (self.num_steps - self.step) * size, size):
+            for micro in range(parts):
+                low, high = share(size, micro, parts)
+                first, last = share(high - low, self.comm.rank, self.comm.world)
+                yield start + low + first, start + low + last
+
+    def _step(self, net: nn.Module, batches: Iterator[Batch]) -> dict[str, Any]:
+        """One optimiser step over all micro-batches; returns its line of metrics (as tensors)."""
+        began, waited = time.perf_counter(), 0.0
+        train = self.config.train
+        factor = self._set_learning_rates()
+        loss = torch.zeros((), device=self.device)
+        for micro in range(train.accumulation):
+            fetching = time.perf_counter()
+            batch = self._next(batches)
+            waited += time.perf_counter() - fetching
+            if batch.skipped:
+                self._report_skipped(batch.skipped)
+            low, high = share(train.batch_size, micro, train.accumulation)
+            last = micro == train.accumulation - 1
+            loss += self._backward(net, batch, (high - low) / train.batch_size, last)
+        norm = self._clip()
+        self.optimizer.step()
+        self.head.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.samples += train.batch_size
+        elapsed = time.perf_counter() - began
+        return {
+            "kind": "train",
+            "step": self.step,
+            "samples": self.samples,
+            "loss": loss,
+            "lr_factor": factor,
+            **self.head.last_stats,
+            **({} if norm is None else {"gradient_norm": norm}),
+            "timing": {
+                "images_per_s": train.batch_size / elapsed,
+                "step_s": elapsed,
+                "data_wait_s": waited,
+            },
+        }
+
+    def _backward(self, net: nn.Module, batch: Batch, weight: float, last: bool) -> Tensor:
+        """Forward and backward of one micro-batch; its share of the step's loss."""
+        images = to_float(batch.images.to(self.device, non_blocking=True))
+        images = images.to(memory_format=self.memory_format)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        ddp = isinstance(net, torch.nn.parallel.DistributedDataParallel)
+        with contextlib.nullcontext() if last or not ddp else net.no_sync():  # type: ignore[operator]
+            bf16 = self.config.train.precision == "bf16"
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                features = net(images)
+            loss = self.head(features.float(), labels) * weight
+            loss.backward()
+        return loss.detach().to(torch.float32)
+
+    def _set_learning_rates(self) -> float:
+        factor = learning_rate_factor(self.config.train.schedule, self.step, self.num_steps)
+        base = self.config.train.optimizer.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = base * factor
+        for group in self.head.optimizer.param_groups:
+            group["lr"] = self.head.row_rule.lr * factor
+        return factor
+
+    def _clip(self) -> Tensor | None:
+        """The backbone's gradient norm, clipped; None where no limit is set."""
+        limit = self.config.train.clip_norm
+        if limit is None:
+            return None
+        return nn.utils.clip_grad_norm_(self.net.parameters(), limit)
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        try:
+            return next(batches)
+        except ValueError as error:  # this rank alone knows; the launcher ends the others
+            raise ValueError(f"rank {self.comm.rank}: {error}") from error
+
+    def _report_skipped(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            print(f"rank {self.comm.rank}: skipped undecodable image {name}", flush=True)  # noqa: T201
+
+    def _evaluate(self) -> list[dict[str, Any]]:
+        lines = self.evaluator.run(self.net, self.head)
+        for line in lines:
+            self.log.write({"kind": "eval", "step": self.step, **line})
+        return lines
+
+    def _save(self) -> None:
+        tensors = run_state(self.net, self.optimizer, self.head, self.comm)
+        state = {
+            "samples": self.samples,
+            "world": self.comm.world,
+            "num_classes": self.head.num_classes,
+            "config": to_tree(self.config),
+        }
+        self.checkpoints.save(self.step, tensors, state)
+
+
+def due(every: int | None, step: int) -> bool:
+    """Whether something that happens every n steps is due after `step`."""
+    return every is not None and step % every == 0
+
+
+def resolved(line: dict[str, Any]) -> dict[str, Any]:
+    """Tensors as numbers."""
+    return {
+        key: value.item() if isinstance(value, Tensor) else value for key, value in line.items()
+    }
+
+
+def total_steps(config: Config, num_images: int) -> int:
+    """train.steps, or the steps that train.epochs come to."""
+    train = config.train
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None
+    return max(1, math.ceil(train.epochs * num_images / train.batch_size))
+
+
+def training_device() -> torch.device:
+    """This process's GPU (set when the group was joined), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def open_in_turn(config: Config, comm: Comm) -> Any:
+    """The training images; rank 0 first, so that a cache is filled once and not by every rank."""
+    if comm.rank == 0:
+        images, error = try_open(config)
+        comm.barrier()
+    else:
+        comm.barrier()
+        images, error = try_open(config)
+    if error is not None:
+        raise error
+    return images
+
+
+def try_open(config: Config) -> tuple[Any, ValueError | None]:
+    """The training images or what is wrong with them, so that every rank reaches the barrier."""
+    try:
+        return open_training_images(config), None
+    except ValueError as error:
+        return None, error

@@ -1,0 +1,117 @@
+"""One run's tensors by name: backbone, optimiser, head, random generators; into and out of checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsoftmax.comm import Comm
+from mpsoftmax.head.head import ModelParallelSoftmax
+from mpsoftmax.train.checkpoint import (
+    empty_like_stored,
+    read_state,
+    read_tensors,
+    stored_tensors,
+)
+
+BACKBONE, OPTIMIZER, HEAD, RNG = "backbone.", "optimizer.", "head.", "rng."
+
+
+def run_state(
+    net: nn.Module, optimizer: torch.optim.Optimizer, head: ModelParallelSoftmax, comm: Comm
+) -> dict[str, Tensor]:
+    """Everything that training moves, by name; row tensors as DTensors."""
+    tensors = {BACKBONE + name: value for name, value in net.state_dict().items()}
+    for name, parameter in trained(net).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{OPTIMIZER}{name}.{key}"] = value
+    tensors.update({HEAD + name: value for name, value in head.state_dict().items()})
+    tensors.update(random_state(comm))
+    return tensors
+
+
+def random_state(comm: Comm) -> dict[str, Tensor]:
+    """Torch's generators of this rank (dropout draws from them)."""
+    states = {f"{RNG}cpu.{comm.rank}": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[f"{RNG}cuda.{comm.rank}"] = torch.cuda.get_rng_state()
+    return states
+
+
+def load_run_state(
+    path: Path,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    head: ModelParallelSoftmax,
+    comm: Comm,
+) -> dict[str, Any]:
+    """Restore a run from a checkpoint directory, at any world size; collective.
+
+    Where this world size has ranks the saved one had not, their generators keep the fresh seed.
+
+    Returns:
+        The checkpoint's state.json.
+
+    Raises:
+        ValueError: the checkpoint does not fit this run; names the tensor or field.
+    """
+    state = read_state(path)
+    if state["num_classes"] != head.num_classes:
+        raise ValueError(
+            f"checkpoint {path}: {state['num_classes']} classes; data.train has {head.num_classes}"
+        )
+    stored = stored_tensors(path)
+    wanted = {BACKBONE + name: value for name, value in net.state_dict().items()}
+    for name in stored:
+        mine = name.startswith(RNG) and name.endswith(f".{comm.rank}")
+        if name.startswith(OPTIMIZER) or mine:
+            wanted[name] = empty_like_stored(stored[name])
+    live = head.state_dict()
+    for name, value in live.items():
+        fixed = HEAD + name in stored and stored[HEAD + name].size == value.shape
+        wanted[HEAD + name] = (
+            value if fixed or name != "step_log" else empty_like_stored(stored[HEAD + name])
+        )
+    read_tensors(path, wanted)
+    head.load_state_dict({name: wanted[HEAD + name] for name in live})
+    load_optimizer(optimizer, net, wanted)
+    load_random_state(wanted, comm)
+    return state
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, net: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """Per-parameter optimiser state from tensors by name."""
+    parameters = trained(net)
+    for name, value in tensors.items():
+        if name.startswith(OPTIMIZER):
+            owner, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
+            if owner not in parameters:
+                raise ValueError(f"checkpoint: {name} belongs to no parameter of this backbone")
+            parameter = parameters[owner]
+            on_device = value if key == "step" else value.to(parameter.device)
+            optimizer.state[parameter][key] = on_device
+
+
+def load_random_state(tensors: dict[str, Tensor], comm: Comm) -> None:
+    """This rank's generators, where they were saved."""
+    cpu = tensors.get(f"{RNG}cpu.{comm.rank}")
+    if cpu is not None:
+        torch.set_rng_state(cpu)
+    cuda = tensors.get(f"{RNG}cuda.{comm.rank}")
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+
+
+def load_backbone(path: Path, net: nn.Module) -> None:
+    """The backbone alone from a checkpoint directory; collective."""
+    wanted = {BACKBONE + name: value for name, value in net.state_dict().items()}
+    read_tensors(path, wanted)
+
+
+def trained(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable parameters by name."""
+    return {name: p for name, p in net.named_parameters() if p.requires_grad}
