@@ -1,5 +1,7 @@
 """The strict loader: what is accepted, and the message for what is not."""
 
+import re
+
 import pytest
 import torch
 
@@ -53,7 +55,7 @@ def test_a_lone_evaluation_set_is_a_list_of_one():
         ("train.steps=true", "train.steps: True; allowed: a whole number"),
         ("train.steps=0", "train.steps: 0; allowed: at least 1"),
         ("train.epochs=3", "train.steps: 10 and train.epochs: 3.0; allowed: exactly one"),
-        ("train.precision=fp61", "train.precision: 'fp61'; allowed: bf16, fp32; did you mean"),
+        ("train.precision=fp321", "train.precision: 'fp321'; allowed: bf16, fp32; did you mean 'fp32'?"),
         ("data.image_size=[112]", "data.image_size: 1 items; allowed: 2"),
         ("data.image_size=112", "data.image_size: 112; allowed: a list"),
         ("data.workers=-1", "data.workers: -1; allowed: at least 0"),
@@ -74,9 +76,8 @@ def test_refusals(override, message):
         with pytest.raises(ValueError, match=message):
             config(override, "data.images_per_class=5")
         return
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         config(override)
-    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +93,8 @@ def test_refusals(override, message):
     ],
 )
 def test_parts_are_refused_before_anything_starts(override, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         check_parts(config(override))
-    assert message in str(caught.value)
 
 
 def test_parts_are_built_from_names_and_mappings():

@@ -1,0 +1,1 @@
+"""Labelled images: the field's formats read and written, sampling order, decoding, loading."""

@@ -1,0 +1,267 @@
+"""What a data set holds and what is wrong with it: classes, sizes, problems."""
+
+import hashlib
+import io
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpsoftmax.data.arrow import ArrowImages, open_arrow
+from mpsoftmax.data.decode import CorruptImage, decode
+from mpsoftmax.data.folder import FolderImages, TarImages
+from mpsoftmax.data.image_set import IGNORE, ImageSet
+from mpsoftmax.data.open import open_images
+from mpsoftmax.data.pairs import read_bin
+from mpsoftmax.data.record_images import RecordImages, open_records
+
+SAMPLE = 10_000
+EXAMPLES = 5
+# Lower ends of the class-size buckets; the last is open.
+BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of problem.
+
+    Attributes:
+        kind: What is wrong.
+        count: How often, among the images examined.
+        examples: Up to five of them.
+    """
+
+    kind: str
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """The findings about one set.
+
+    Attributes:
+        path: What was inspected.
+        format: ``folder``, ``tar``, ``rec (insightface)``, ``rec (im2rec)``, ``arrow``, ``bin``,
+            or the name of a built-in set.
+        num_classes: Classes, empty ones included.
+        num_images: Images, ignored ones included.
+        num_ignored: Images labelled -1.
+        class_sizes: int64 [num_classes], images of each class.
+        num_examined: Images whose bytes were read: all, or a random sample with a fixed seed.
+        sizes: Number of examined images by (height, width) in pixels, most frequent first.
+        num_bytes: Encoded bytes of the examined images.
+        problems: What is wrong, if anything.
+        num_pairs: Verification pairs (``bin`` only).
+        num_same: Pairs of the same class (``bin`` only).
+    """
+
+    path: str
+    format: str
+    num_classes: int
+    num_images: int
+    num_ignored: int
+    class_sizes: np.ndarray = field(repr=False)
+    num_examined: int
+    sizes: dict[tuple[int, int], int]
+    num_bytes: int
+    problems: tuple[Problem, ...]
+    num_pairs: int | None = None
+    num_same: int | None = None
+
+    def histogram(self) -> dict[str, int]:
+        """Number of classes by number of images, in buckets such as ``"2-4"``."""
+        counts, _ = np.histogram(self.class_sizes, [*BUCKETS, np.iinfo(np.int64).max])
+        names = [
+            str(low) if low + 1 == high else f"{low}-{high - 1}"
+            for low, high in itertools.pairwise(BUCKETS)
+        ]
+        return dict(zip([*names, f"{BUCKETS[-1]}+"], counts.tolist(), strict=True))
+
+    def render(self) -> str:
+        """Plain text for people."""
+        lines = [f"{self.path}: {self.format}", f"images    {self.num_images:,}"]
+        if self.num_ignored and self.num_classes:
+            lines.append(f"ignored   {self.num_ignored:,} (label -1)")
+        if self.num_pairs is not None:
+            lines.append(f"pairs     {self.num_pairs:,} ({self.num_same:,} same)")
+        if self.num_classes:
+            lines += self._render_classes()
+        examined = f"{self.num_examined:,} of {self.num_images:,} images"
+        mean = self.num_bytes / max(self.num_examined, 1)
+        lines.append(f"examined  {examined}, mean {mean:,.0f} bytes")
+        for (height, width), count in list(self.sizes.items())[:EXAMPLES]:
+            lines.append(f"  {height} x {width} (height x width): {count:,}")
+        if len(self.sizes) > EXAMPLES:
+            lines.append(f"  and {len(self.sizes) - EXAMPLES:,} more sizes")
+        lines.append(f"problems  {len(self.problems) or 'none found'}")
+        for problem in self.problems:
+            lines.append(f"  {problem.kind}: {problem.count:,}")
+            lines += [f"    {example}" for example in problem.examples]
+            if problem.count > len(problem.examples):
+                lines.append(f"    and {problem.count - len(problem.examples):,} more")
+        return "\n".join(lines)
+
+    def _render_classes(self) -> list[str]:
+        sizes = self.class_sizes
+        singles = int((sizes == 1).sum())
+        lines = [
+            f"classes   {self.num_classes:,}",
+            f"per class min {sizes.min():,}, median {np.median(sizes):,.0f}, max {sizes.max():,};"
+            f" {singles:,} classes with a single image",
+        ]
+        rows = {name: count for name, count in self.histogram().items() if count}
+        widest = max(rows.values())
+        for name, count in rows.items():
+            bar = "#" * max(1, round(40 * count / widest))
+            lines.append(f"  {name:>8} images {count:>10,} classes {bar}")
+        return lines
+
+
+def inspect(
+    path: str | Path,
+    *,
+    sample: int | None = SAMPLE,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Inspection:
+    """Examine a set of images or an InsightFace ``.bin``.
+
+    Args:
+        path: What ``open_images`` takes, or a ``.bin``.
+        sample: Images to read and decode, drawn with a fixed seed; None = all. Undecodable and
+            duplicate images and sizes are found among these only.
+        progress: Called with (done, total) images.
+        **options: Handed to the reader.
+
+    Raises:
+        ValueError: A set that cannot be opened at all, or a ``sample`` below 0.
+    """
+    if sample is not None and sample < 0:
+        raise ValueError(f"sample is {sample}: expected 0 or more, or None for all")
+    pair_set = read_bin(path) if Path(path).suffix.lower() == ".bin" else None
+    images = pair_set.images if pair_set else _open(path, options)
+    labels, num_classes = images.labels, len(images.class_names)
+    valid = labels[(labels >= 0) & (labels < num_classes)]
+    indices = np.arange(len(images))
+    if sample is not None and sample < len(indices):
+        indices = np.sort(np.random.default_rng(0).choice(indices, sample, replace=False))
+    findings = _examine(images, indices, progress)
+    class_sizes = np.bincount(valid, minlength=num_classes)
+    problems = [
+        *_set_problems(images, class_sizes),
+        *_duplicates(images, findings.places),
+    ]
+    if findings.corrupt:
+        problems.append(_problem("undecodable images", findings.corrupt))
+    return Inspection(
+        path=str(path),
+        format="bin" if pair_set else _format(images, str(path)),
+        num_classes=num_classes,
+        num_images=len(images),
+        num_ignored=int((labels == IGNORE).sum()),
+        class_sizes=class_sizes,
+        num_examined=len(indices),
+        sizes=dict(findings.sizes.most_common()),
+        num_bytes=findings.num_bytes,
+        problems=tuple(problems),
+        num_pairs=len(pair_set) if pair_set else None,
+        num_same=int(pair_set.same.sum()) if pair_set else None,
+    )
+
+
+@dataclass
+class _Findings:
+    """What reading the images showed; ``places`` maps a digest to the samples that have it."""
+
+    corrupt: list[str] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    places: dict[bytes, list[int]] = field(default_factory=dict)
+    num_bytes: int = 0
+
+
+def _open(path: str | Path, options: dict[str, Any]) -> ImageSet:
+    """Open without refusing labels out of range: they are to be reported."""
+    place = Path(path)
+    if place.is_dir() and (place / "train.rec").exists():
+        place = place / "train.rec"
+    if place.suffix.lower() == ".rec":
+        return open_records(place, check=False, **options)
+    if place.suffix.lower() == ".arrow":
+        return open_arrow(place, check=False, **options)
+    return open_images(path, **options)
+
+
+def _format(images: ImageSet, path: str) -> str:
+    if isinstance(images, RecordImages):
+        return f"rec ({images.style})"
+    kinds = ((FolderImages, "folder"), (TarImages, "tar"), (ArrowImages, "arrow"))
+    return next((name for kind, name in kinds if isinstance(images, kind)), path)
+
+
+def _examine(
+    images: ImageSet, indices: np.ndarray, progress: Callable[[int, int], None] | None
+) -> _Findings:
+    findings = _Findings()
+    for done, index in enumerate(indices.tolist(), start=1):
+        image = images.image(index)
+        data = image if isinstance(image, bytes) else image.tobytes()
+        findings.num_bytes += len(data)
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        findings.places.setdefault(digest, []).append(index)
+        try:
+            findings.sizes[_size(image)] += 1
+        except CorruptImage as error:
+            findings.corrupt.append(f"{images.name(index)}: {error}")
+        if progress:
+            progress(done, len(indices))
+    return findings
+
+
+def _size(image: bytes | np.ndarray) -> tuple[int, int]:
+    """Height and width in pixels of an image that decodes to the end."""
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(image)) as header:
+            width, height = header.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CorruptImage(str(error)) from error
+    decode(image, (height, width))
+    return height, width
+
+
+def _set_problems(images: ImageSet, class_sizes: np.ndarray) -> Iterator[Problem]:
+    labels = images.labels
+    noticed = getattr(images, "problems", ())
+    if noticed:
+        yield _problem("noticed by the reader", noticed)
+    bad = np.flatnonzero((labels < IGNORE) | (labels >= len(class_sizes)))
+    if len(bad):
+        yield _problem(
+            "labels out of range", [f"{images.name(i)}: {labels[i]}" for i in bad.tolist()]
+        )
+    empty = np.flatnonzero(class_sizes == 0)
+    if len(empty):
+        yield _problem("empty classes", [images.class_names[int(i)] for i in empty])
+
+
+def _duplicates(images: ImageSet, places: dict[bytes, list[int]]) -> Iterator[Problem]:
+    """Groups of equal images, by whether all have one label."""
+    groups = [group for group in places.values() if len(group) > 1]
+    within = [group for group in groups if len(set(images.labels[group].tolist())) == 1]
+    across = [group for group in groups if len(set(images.labels[group].tolist())) > 1]
+    for kind, found in (("within a class", within), ("across classes", across)):
+        if found:
+            texts = [" = ".join(images.name(i) for i in group[:EXAMPLES]) for group in found]
+            yield _problem(f"groups of identical images {kind}", texts)
+
+
+def _problem(kind: str, examples: list[str] | tuple[str, ...]) -> Problem:
+    return Problem(kind, len(examples), tuple(examples[:EXAMPLES]))

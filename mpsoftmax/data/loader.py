@@ -1,0 +1,197 @@
+"""Batches from an image set: decoded, augmented, in a given order, ahead of time.
+
+A batch is one unit of work for one worker process. What it holds depends on (seed, stream
+position) alone, so neither the number of workers nor the number of ranks changes a pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from mpsoftmax.data.decode import CorruptImage, check_decoder, decode
+from mpsoftmax.data.image_set import IGNORE, ImageSet
+from mpsoftmax.data.order import Order
+from mpsoftmax.data.transforms import Transform
+
+_BATCHES_AHEAD = 4  # batches each worker prepares ahead
+# Sets this use of Philox apart from the permutations, which are keyed by the same seed.
+_AUGMENT_COUNTER = (0, 0, 0, 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with their classes.
+
+    Attributes:
+        images: uint8 [b, 3, H, W], RGB.
+        labels: int64 [b]; -1 = ignore.
+        skipped: names of corrupt images; their image is zero, their label -1.
+    """
+
+    images: Tensor
+    labels: Tensor
+    skipped: tuple[str, ...]
+
+
+class Loader:
+    """Reads batches of an image set, inline or by worker processes."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        order: Order | None,
+        *,
+        size: tuple[int, int],
+        decoder: str = "pillow",
+        augment: Sequence[Transform] = (),
+        seed: int = 0,
+        workers: int = 0,
+        max_corrupt: int = 0,
+    ) -> None:
+        """Describes the reading; nothing is read yet.
+
+        Args:
+            images: the set; must be picklable where worker processes are spawned.
+            order: the stream positions refer to; None where a position is a sample index.
+            size: (height, width) of the batches in pixels.
+            decoder: a name of `mpsoftmax.data.decode.DECODERS`.
+            augment: augmentations, applied in this order.
+            seed: of the augmentations, 0 .. 2^64-1.
+            workers: worker processes; 0 reads in this process.
+            max_corrupt: corrupt images a stream may hold before it stops with an error.
+
+        Raises:
+            ValueError: a value is out of range, or the decoder is unknown or not installed.
+        """
+        for field, value in (("workers", workers), ("max_corrupt", max_corrupt)):
+            if value < 0:
+                raise ValueError(f"{field}: {value} is negative")
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size: {size} is not (height, width) in pixels")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed: {seed} is not in 0 .. 2^64-1")
+        check_decoder(decoder)
+        self._order = order
+        self._num_samples = len(images)
+        self._work = _Work(images, (size[0], size[1]), decoder, tuple(augment), seed)
+        self._workers = workers
+        self._max_corrupt = max_corrupt
+
+    def stream(self, cuts: Iterable[tuple[int, int]]) -> Iterator[Batch]:
+        """One batch for each cut, in order.
+
+        With workers, `cuts` is read some batches ahead. The workers end when the iterator is
+        exhausted, closed or dropped.
+
+        Args:
+            cuts: (start, stop) stream positions; an empty cut gives an empty batch.
+
+        Yields:
+            The batches.
+
+        Raises:
+            ValueError: more corrupt images in this stream than `max_corrupt`; names the image. Or
+                a position beyond the set where there is no order.
+        """
+        num_corrupt = 0
+        for images, labels, corrupt in self._read(cuts):
+            num_corrupt += len(corrupt)
+            if num_corrupt > self._max_corrupt:
+                name, problem = corrupt[self._max_corrupt - num_corrupt]  # the first too many
+                raise ValueError(
+                    f"corrupt image {name}: {problem} ({num_corrupt} corrupt so far, max_corrupt:"
+                    f" {self._max_corrupt})"
+                )
+            yield Batch(images, labels, tuple(name for name, _ in corrupt))
+
+    def _read(self, cuts: Iterable[tuple[int, int]]) -> Iterator[_Read]:
+        requests = (_Request(start, self._samples(start, stop)) for start, stop in cuts)
+        if self._workers == 0:
+            yield from map(self._work.__getitem__, requests)
+            return
+        loader = DataLoader(
+            self._work,
+            batch_size=None,  # a request is a batch already
+            sampler=_Requests(requests),
+            num_workers=self._workers,
+            prefetch_factor=_BATCHES_AHEAD,
+            generator=torch.Generator(),  # else each stream would advance the global generator
+        )
+        batches = iter(loader)
+        try:
+            yield from batches
+        finally:
+            if isinstance(batches, _MultiProcessingDataLoaderIter):
+                batches._shutdown_workers()
+
+    def _samples(self, start: int, stop: int) -> np.ndarray:
+        if self._order is not None:
+            return self._order.samples(start, stop)
+        if not 0 <= start <= stop <= self._num_samples:
+            raise ValueError(
+                f"cuts: ({start}, {stop}) is not within the {self._num_samples} samples"
+            )
+        return np.arange(start, stop, dtype=np.int64)
+
+
+_Read = tuple[Tensor, Tensor, tuple[tuple[str, str], ...]]  # images, labels, (name, problem)
+
+
+@dataclass(frozen=True)
+class _Request:
+    start: int  # stream position of the first sample
+    samples: np.ndarray  # int64 [b]
+
+
+class _Requests(Sampler[_Request]):
+    """Hands requests to the DataLoader as they come; it may not know how many there will be."""
+
+    def __init__(self, requests: Iterable[_Request]) -> None:
+        self._requests = requests
+
+    def __iter__(self) -> Iterator[_Request]:
+        return iter(self._requests)
+
+
+@dataclass(frozen=True)
+class _Work(Dataset[_Read]):
+    """What a worker does with a request; indexing is the DataLoader's word for it."""
+
+    images: ImageSet
+    size: tuple[int, int]
+    decoder: str
+    augment: tuple[Transform, ...]
+    seed: int
+
+    def __getitem__(self, request: _Request) -> _Read:
+        num = len(request.samples)
+        # Channels last while writing: one plain copy an image; the view is turned once.
+        pixels = torch.zeros((num, *self.size, 3), dtype=torch.uint8)
+        rows = pixels.numpy()
+        labels = self.images.labels[request.samples].astype(np.int64)
+        corrupt = []
+        for row, sample in enumerate(request.samples.tolist()):
+            try:
+                rows[row] = self._image(sample, request.start + row)
+            except CorruptImage as error:
+                labels[row] = IGNORE
+                corrupt.append((self.images.name(sample), str(error)))
+        images = pixels.permute(0, 3, 1, 2).contiguous()
+        return images, torch.from_numpy(labels), tuple(corrupt)
+
+    def _image(self, sample: int, position: int) -> np.ndarray:
+        image = decode(self.images.image(sample), self.size, self.decoder)
+        if self.augment:
+            key = np.array([self.seed, position], np.uint64)
+            counter = np.array(_AUGMENT_COUNTER, np.uint64)
+            rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
+            for transform in self.augment:
+                image = transform(image, rng)
+        return image

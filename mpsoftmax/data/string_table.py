@@ -1,0 +1,60 @@
+"""Many strings in little memory: a Python list of 42 million paths takes over 4 GB per worker."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+import numpy as np
+
+
+class StringTable(Sequence[str]):
+    """An immutable sequence of strings held as one byte string and int64 end positions.
+
+    Undecodable file names survive (surrogateescape). Shared copy-on-write by forked workers,
+    since reading it touches no reference counts of single strings.
+    """
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        parts = [text.encode("utf-8", "surrogateescape") for text in strings]
+        self._ends = np.fromiter(
+            itertools.accumulate(map(len, parts)), dtype=np.int64, count=len(parts)
+        )
+        self._bytes = b"".join(parts)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        start = int(self._ends[position - 1]) if position else 0
+        return self._bytes[start : int(self._ends[position])].decode("utf-8", "surrogateescape")
+
+
+class NumberNames(Sequence[str]):
+    """Class names for formats that carry none: zero-padded indices, so that they sort as numbers.
+
+    Args:
+        count: Number of names; ``NumberNames(11)[7] == "07"``.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._range = range(count)
+        self._width = len(str(max(count - 1, 0)))
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [f"{i:0{self._width}d}" for i in self._range[index]]
+        return f"{self._range[index]:0{self._width}d}"
