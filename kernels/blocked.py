@@ -23,13 +23,17 @@ def block_size(dim: int, dtype: torch.dtype, device: torch.device) -> int:
     return max(256, min(16_384, rows // 64 * 64))
 
 
-def sweep(problem: Problem, *, want_pull: bool, keep_bytes: int) -> Swept:
+def sweep(
+    problem: Problem, *, want_pull: bool, keep_bytes: int, spare: Tensor | None = None
+) -> Swept:
     """Sum over the candidate rows, block by block (see mpsoftmax.kernels.problem).
 
     Args:
         problem: The batch and the rows.
         want_pull: Whether the features' gradient is needed; False also keeps nothing.
         keep_bytes: Bytes of E that may be kept for `class_gradient`; the rest is recomputed.
+        spare: The `kept` of an earlier sweep that nobody reads any more. E goes there if it is of the right
+            size: fresh pages from the operating system cost about as much as all exponentials.
 
     Returns:
         The sums and the kept part of E.
@@ -37,7 +41,7 @@ def sweep(problem: Problem, *, want_pull: bool, keep_bytes: int) -> Swept:
     features, dtype = problem.features, problem.accumulate_dtype
     batch, num_rows = problem.batch, problem.num_rows
     num_kept = kept_rows(problem, keep_bytes) if want_pull else 0
-    kept = features.new_empty(num_kept, batch) if num_kept else None
+    kept = buffer_like(features, (num_kept, batch), spare) if num_kept else None
     total = torch.zeros(batch, dtype=dtype, device=features.device)
     pull = torch.zeros(batch, features.shape[1], dtype=dtype, device=features.device)
     maximum = torch.full_like(total, -torch.inf) if problem.shift is None else None
@@ -76,12 +80,19 @@ def kept_rows(problem: Problem, keep_bytes: int) -> int:
     return fitting // size * size
 
 
+def buffer_like(features: Tensor, shape: tuple[int, int], spare: Tensor | None) -> Tensor:
+    """Uninitialised [shape] of the features' dtype and device: `spare` where it fits."""
+    if spare is not None and spare.shape == shape and spare.dtype == features.dtype:
+        return spare
+    return features.new_empty(shape)
+
+
 def exponentiate(entries: Tensor, problem: Problem, start: int) -> None:
     """Logits -> E in place, with the static shift; the target's entry becomes 0."""
     if problem.shift:
         entries.sub_(problem.shift)
     entries.exp_()
-    mask_target(entries, problem.target, start, 0.0)
+    mask_target(entries, problem.owners, start, 0.0)
 
 
 def online_maximum(
@@ -91,7 +102,7 @@ def online_maximum(
 
     `entries` keeps the logits (the final maximum is not known yet); E is returned apart.
     """
-    mask_target(entries, problem.target, start, -torch.inf)
+    mask_target(entries, problem.owners, start, -torch.inf)
     new = torch.maximum(maximum, entries.amax(0).to(maximum.dtype))
     rescale = torch.exp(maximum - finite(new))
     total.mul_(rescale)
@@ -153,6 +164,6 @@ def entries_of(swept: Swept, start: int, stop: int) -> Tensor:
         exponentiate(logits, problem, start)
         return logits
     if not kept:
-        mask_target(logits, problem.target, start, -torch.inf)
+        mask_target(logits, problem.owners, start, -torch.inf)
     shifted = logits.to(swept.total.dtype) - finite(swept.maximum)
     return torch.exp(shifted).to(problem.features.dtype)

@@ -11,7 +11,9 @@ Both are left unnormalised: the normaliser needs the other shards and is applied
 length B afterwards, never to the B x R matrix.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,6 +50,30 @@ class Problem:
     def batch(self) -> int:
         """B."""
         return self.features.shape[0]
+
+    @cached_property
+    def owners(self) -> "Owners":
+        """Which samples' own classes lie where."""
+        return Owners(self.target)
+
+
+class Owners:
+    """Samples sorted by the row of their own class: a block of rows finds its own without a scan.
+
+    Args:
+        target: int64 [B], -1 where another shard owns the class. Read once to the host.
+    """
+
+    def __init__(self, target: Tensor) -> None:
+        self._rows, self._samples = torch.sort(target)
+        self._host_rows = self._rows.tolist()
+
+    def within(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """(rows - start, samples), each int64 [k], of own classes in start..stop-1; None if k = 0."""
+        low, high = bisect_left(self._host_rows, start), bisect_left(self._host_rows, stop)
+        if low == high:
+            return None
+        return self._rows[low:high] - start, self._samples[low:high]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +112,11 @@ def unit_rows(problem: Problem, start: int, stop: int, out: Tensor | None = None
     return torch.mul(rows, factor, out=out)
 
 
-def mask_target(block: Tensor, target: Tensor, start: int, value: float) -> None:
+def mask_target(block: Tensor, owners: Owners, start: int, value: float) -> None:
     """Set block[target_i - start, i] = value for the samples whose own class lies in this block.
 
-    `block` is [n, B], class-major, holding rows start..start+n-1. No host synchronisation.
+    `block` is [n, B], class-major, holding rows start..start+n-1.
     """
-    position = target - start
-    inside = (position >= 0) & (position < block.shape[0])
-    position = position.clamp(0, block.shape[0] - 1)
-    sample = torch.arange(target.shape[0], device=target.device)
-    block[position, sample] = block[position, sample].masked_fill_(inside, value)
+    places = owners.within(start, start + block.shape[0])
+    if places is not None:
+        block[places] = value

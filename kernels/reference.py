@@ -9,13 +9,16 @@ from torch import Tensor
 from mpsoftmax.kernels.problem import Problem, Swept, mask_target, unit_rows
 
 
-def sweep(problem: Problem, *, want_pull: bool, keep_bytes: int) -> Swept:
+def sweep(
+    problem: Problem, *, want_pull: bool, keep_bytes: int, spare: Tensor | None = None
+) -> Swept:
     """Sum over all candidate rows at once (KERNELS: `total`, `pull` of mpsoftmax.kernels.problem).
 
     Args:
         problem: The batch and the rows.
         want_pull: Whether the features' gradient is needed.
         keep_bytes: Ignored here: the reference always keeps the whole matrix.
+        spare: Ignored here.
 
     Returns:
         The sums, and the whole matrix of logits or exponentials.
@@ -25,12 +28,12 @@ def sweep(problem: Problem, *, want_pull: bool, keep_bytes: int) -> Swept:
     logits = rows @ problem.features.T
     maximum = None
     if problem.shift is None:
-        mask_target_if_any(logits, problem, -torch.inf)
+        mask_target(logits, problem.owners, 0, -torch.inf)
         maximum = row_maximum(logits.to(dtype))
         entries = torch.exp(logits.to(dtype) - finite(maximum)).to(logits.dtype)
     else:
         entries = torch.exp(logits - problem.shift)
-        mask_target_if_any(entries, problem, 0.0)
+        mask_target(entries, problem.owners, 0, 0.0)
     total = entries.to(dtype).sum(0)
     pull = (entries.T @ rows).to(dtype) if want_pull else None
     kept = logits if problem.shift is None else entries
@@ -60,12 +63,6 @@ def class_gradient(swept: Swept, coefficient: Tensor, start: int, stop: int, out
         problem.features.dtype
     )
     return out.copy_(entries @ weighted)
-
-
-def mask_target_if_any(block: Tensor, problem: Problem, value: float) -> None:
-    """`mask_target` on the whole matrix; nothing to do for a shard without rows."""
-    if problem.num_rows:
-        mask_target(block, problem.target, 0, value)
 
 
 def row_maximum(logits: Tensor) -> Tensor:

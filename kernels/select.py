@@ -11,7 +11,9 @@ from mpsoftmax.kernels.problem import Problem, Swept
 class Kernel(Protocol):
     """The two functions every kernel module has."""
 
-    def sweep(self, problem: Problem, *, want_pull: bool, keep_bytes: int) -> Swept:
+    def sweep(
+        self, problem: Problem, *, want_pull: bool, keep_bytes: int, spare: Tensor | None = None
+    ) -> Swept:
         """See mpsoftmax.kernels.problem."""
         ...
 

@@ -93,6 +93,13 @@ class Comm:
         scatter(out.view(-1), tensor.contiguous().view(-1), group=self._group)
         return out
 
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's values into every rank's tensor, in place."""
+        self._count("broadcast", tensor)
+        if self.world > 1:
+            dist.broadcast(tensor, group=self._group, group_src=0)
+        return tensor
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world > 1:

@@ -63,6 +63,8 @@ class DataConfig:
     `list.csv@folder-or.tar`), or glyphs-open, glyphs-closed."""
     image_size: tuple[int, int] = (112, 112)
     """Height and width in pixels fed to the backbone."""
+    crop: float = 1.0
+    """Central share of each side of an image that is kept before resizing, in training and evaluation."""
     min_images_per_class: int = 1
     """Classes with fewer images are left out."""
     order: Literal["images", "classes", "pk"] = "images"
@@ -138,7 +140,9 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Of adamw."""
     weight_decay: float = 5e-4
-    """Decay of weights; norm parameters and biases too, as in the field's recipes."""
+    """Decay of weights."""
+    decay_vectors: bool = True
+    """Decay biases and norm parameters too, as arcface_torch does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,6 +262,8 @@ def check_ranges(config: Config) -> None:
     ):
         if number is not None and not 0 < number < float("inf"):
             raise ValueError(f"{path}: {number}; allowed: a positive number")
+    if not 0 < data.crop <= 1:
+        raise ValueError(f"data.crop: {data.crop}; allowed: 0 < crop <= 1")
     for path, number in (
         ("train.schedule.warmup", schedule.warmup),
         ("train.schedule.end", schedule.end),
@@ -402,7 +408,7 @@ def build_literal(choices: tuple[Any, ...], value: Any, path: str) -> Any:
         return value
     names = [str(choice) for choice in choices]
     raise ValueError(
-        f"{path}: {value!r}; allowed: {', '.join(names)}{suggestion(str(value), names)}"
+        f"{path}: {value!r}; allowed: {', '.join(names)}{did_you_mean(str(value), names)}"
     )
 
 
@@ -459,10 +465,15 @@ def join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
+def did_you_mean(word: str, known: list[str]) -> str:
+    """'; did you mean X?' where X is near, else nothing."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def suggestion(word: str, known: list[str]) -> str:
     """'; did you mean X?' where X is near, else '; allowed: ...'."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(sorted(known))}"
+    return did_you_mean(word, known) or f"; allowed: {', '.join(sorted(known))}"
 
 
 def to_tree(config: Config) -> dict[str, Any]:

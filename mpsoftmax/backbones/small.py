@@ -1,6 +1,8 @@
 """A narrow residual net for small inputs (32 x 32 to 64 x 64), trainable on a CPU.
 
-IResNet's blocks with free widths, depths and strides.
+Basic blocks after He et al., 2016 (arXiv 1512.03385), with IResNet's head (flatten, dropout, linear,
+batch norm). On a CPU they run about twice as fast as IResNet's own blocks, whose first convolution keeps
+the full resolution; and ReLU is a quarter faster than PReLU, whose backward pass is slow in PyTorch.
 """
 
 from collections.abc import Sequence
@@ -10,13 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsoftmax.backbones.execution import full_precision, run_block
-from mpsoftmax.backbones.iresnet import (
-    Norm,
-    batch_norm,
-    embedding_norm,
-    initialise_convolutions,
-    make_stage,
-)
+from mpsoftmax.backbones.iresnet import Norm, batch_norm, embedding_norm
 from mpsoftmax.backbones.options import image_size_multiple_of, rate, whole_numbers
 
 _NUM_GROUPS = 8
@@ -30,6 +26,36 @@ def group_norm(num_channels: int) -> nn.Module:
 _NORMS: dict[str, Norm] = {"batch": batch_norm, "group": group_norm}
 
 
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: [b, in, h, w] -> [b, out, h / stride, w / stride]."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = norm(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(convolution, norm(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(f(x) + shortcut(x))."""
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(y + self.downsample(x))
+
+
+def make_stage(
+    in_channels: int, out_channels: int, num_blocks: int, stride: int, norm: Norm
+) -> nn.Sequential:
+    """A row of blocks; the first one changes width and resolution."""
+    first = ResidualBlock(in_channels, out_channels, stride, norm)
+    rest = [ResidualBlock(out_channels, out_channels, 1, norm) for _ in range(num_blocks - 1)]
+    return nn.Sequential(first, *rest)
+
+
 class Small(nn.Module):
     """Images float [b, 3, H, W] in [-1, 1] -> raw embeddings float [b, embedding_dim].
 
@@ -39,7 +65,7 @@ class Small(nn.Module):
         activation_checkpointing: recompute each block in backward instead of keeping it.
         widths: channels of each stage; the first is also the width of the 3x3 stem.
         depths: blocks in each stage.
-        strides: 1 or 2 for each stage.
+        strides: 1 or 2 for each stage; None is 2 for every stage.
         dropout: rate in front of the fully connected layer.
         norm: "batch", or "group" (8 groups, and no norm behind the embedding): with "group" a
             sample's embedding never depends on the other samples of its batch.
@@ -56,20 +82,20 @@ class Small(nn.Module):
         activation_checkpointing: bool = False,
         widths: Sequence[int] = (32, 64, 128, 256),
         depths: Sequence[int] = (1, 1, 1, 1),
-        strides: Sequence[int] = (2, 2, 2, 2),
+        strides: Sequence[int] | None = None,
         dropout: float = 0.0,
         norm: str = "batch",
     ) -> None:
         super().__init__()
         widths = whole_numbers("widths", widths)
         depths = whole_numbers("depths (as many as widths)", depths, len(widths))
-        strides = _check_strides(strides, len(widths))
+        strides = _check_strides((2,) * len(widths) if strides is None else strides, len(widths))
         make_norm = _check_norm(norm, widths)
         height, width = image_size_multiple_of(prod(strides), image_size, "small")
         self.activation_checkpointing = activation_checkpointing
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = make_norm(widths[0])
-        self.prelu = nn.PReLU(widths[0])
+        self.relu = nn.ReLU(inplace=True)
         self.stages = nn.ModuleList(
             make_stage(*stage, make_norm)
             for stage in zip((widths[0], *widths[:-1]), widths, depths, strides, strict=True)
@@ -78,11 +104,13 @@ class Small(nn.Module):
         self.dropout = nn.Dropout(rate("dropout", dropout))
         self.fc = nn.Linear(widths[-1] * height * width, embedding_dim)
         self.features = embedding_norm(embedding_dim) if norm == "batch" else nn.Identity()
-        initialise_convolutions(self)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return raw embeddings; see the class for shapes."""
-        x = self.prelu(self.bn1(self.conv1(images)))
+        x = self.relu(self.bn1(self.conv1(images)))
         for stage in self.stages:
             assert isinstance(stage, nn.Sequential)
             for block in stage:

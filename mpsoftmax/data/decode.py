@@ -16,8 +16,10 @@ class CorruptImage(ValueError):
     """Bytes that are no complete image, or not one that the chosen decoder reads."""
 
 
-def decode(data: bytes | np.ndarray, size: tuple[int, int], decoder: str = "pillow") -> np.ndarray:
-    """Decodes an image and resizes it if it has another size.
+def decode(
+    data: bytes | np.ndarray, size: tuple[int, int], decoder: str = "pillow", crop: float = 1.0
+) -> np.ndarray:
+    """Decodes an image, takes its central part, and resizes it if it has another size.
 
     Decoders differ in the last bits of a JPEG, so which one was used belongs to a run's record;
     none is ever replaced by another. "pillow" reads most formats, "opencv" many, "simplejpeg" JPEG
@@ -27,6 +29,7 @@ def decode(data: bytes | np.ndarray, size: tuple[int, int], decoder: str = "pill
         data: encoded image, or decoded pixels uint8 [H, W, 3].
         size: (height, width) in pixels.
         decoder: one of `DECODERS`.
+        crop: central share of each side that is kept, in (0, 1].
 
     Returns:
         RGB pixels, uint8 [height, width, 3]; resizing is bilinear and antialiased (Pillow's).
@@ -36,11 +39,20 @@ def decode(data: bytes | np.ndarray, size: tuple[int, int], decoder: str = "pill
         ValueError: unknown or uninstalled decoder, or pixels of another shape or type.
     """
     pixels = _checked(data) if isinstance(data, np.ndarray) else _decoder(decoder)(data)
+    if crop < 1.0:
+        pixels = centre(pixels, crop)
     if pixels.shape[:2] != size:
         height, width = size
         image = Image.fromarray(np.ascontiguousarray(pixels))
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     return pixels
+
+
+def centre(pixels: np.ndarray, crop: float) -> np.ndarray:
+    """The central share `crop` of each side, at least one pixel: a view of pixels [H, W, 3]."""
+    height, width = (max(1, round(side * crop)) for side in pixels.shape[:2])
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
 
 
 def _checked(pixels: np.ndarray) -> np.ndarray:

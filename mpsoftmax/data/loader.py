@@ -50,6 +50,7 @@ class Loader:
         *,
         size: tuple[int, int],
         decoder: str = "pillow",
+        crop: float = 1.0,
         augment: Sequence[Transform] = (),
         seed: int = 0,
         workers: int = 0,
@@ -62,6 +63,7 @@ class Loader:
             order: the stream positions refer to; None where a position is a sample index.
             size: (height, width) of the batches in pixels.
             decoder: a name of `mpsoftmax.data.decode.DECODERS`.
+            crop: central share of each side that is kept before resizing, in (0, 1].
             augment: augmentations, applied in this order.
             seed: of the augmentations, 0 .. 2^64-1.
             workers: worker processes; 0 reads in this process.
@@ -77,10 +79,12 @@ class Loader:
             raise ValueError(f"size: {size} is not (height, width) in pixels")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: {seed} is not in 0 .. 2^64-1")
+        if not 0 < crop <= 1:
+            raise ValueError(f"crop: {crop} is not in (0, 1]")
         check_decoder(decoder)
         self._order = order
         self._num_samples = len(images)
-        self._work = _Work(images, (size[0], size[1]), decoder, tuple(augment), seed)
+        self._work = _Work(images, (size[0], size[1]), decoder, crop, tuple(augment), seed)
         self._workers = workers
         self._max_corrupt = max_corrupt
 
@@ -167,6 +171,7 @@ class _Work(Dataset[_Read]):
     images: ImageSet
     size: tuple[int, int]
     decoder: str
+    crop: float
     augment: tuple[Transform, ...]
     seed: int
 
@@ -187,7 +192,7 @@ class _Work(Dataset[_Read]):
         return images, torch.from_numpy(labels), tuple(corrupt)
 
     def _image(self, sample: int, position: int) -> np.ndarray:
-        image = decode(self.images.image(sample), self.size, self.decoder)
+        image = decode(self.images.image(sample), self.size, self.decoder, self.crop)
         if self.augment:
             key = np.array([self.seed, position], np.uint64)
             counter = np.array(_AUGMENT_COUNTER, np.uint64)

@@ -27,11 +27,10 @@ import numpy as np
 
 from mpsoftmax.data.image_set import check_labels
 from mpsoftmax.data.record_header import read_bodies
+from mpsoftmax.data.record_index import read_index, scan_index
 from mpsoftmax.data.record_io import (
     MAX_LABEL,
     RecordFile,
-    read_index,
-    scan_index,
     unpack_body,
 )
 from mpsoftmax.data.string_table import NumberNames, StringTable

@@ -1,21 +1,19 @@
-"""RecordIO: the container of .rec files, its text index, and the 24-byte record header.
+"""RecordIO: the container of .rec files, and the 24-byte record header.
 
 Little-endian parts, each at a multiple of 4: magic, u32 (3 bits cflag, 29 bits length), payload,
 zero padding to 4. A record is one part (cflag 0), or is split (1 first, 2 middle, 3 last) where
 its bytes hold the magic at a multiple of 4: the writer drops the magic and starts a new part, the
-reader puts it back. Format: dmlc-core ``recordio.h``. Image sets on top: ``record_images``.
+reader puts it back. Format: dmlc-core ``recordio.h``. The .idx:
+``record_index``. Image sets on top: ``record_images``.
 """
 
 import os
 import struct
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 
 from mpsoftmax.data.positional_file import PositionalFile
 
@@ -192,49 +190,3 @@ def unpack_body(body: bytes, where: str) -> tuple[np.ndarray, int]:
     if flag == 0:
         return np.array([label], dtype=np.float32), start
     return np.frombuffer(body, dtype="<f4", count=flag, offset=HEADER_BYTES), start
-
-
-def read_index(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Read an .idx file.
-
-    Returns:
-        Keys and byte offsets, int64 [n] each, in the order written.
-
-    Raises:
-        ValueError: Not lines of ``key TAB offset``, a cut last line, or a repeated key.
-    """
-    file = PositionalFile(path)
-    if not file.size or file.read(file.size - 1, 1, "last line") != b"\n":
-        raise ValueError(f"{path}: lines 'key TAB offset' expected, the last ended by LF")
-    try:
-        table = pa.csv.read_csv(
-            path,
-            read_options=pa.csv.ReadOptions(use_threads=False, column_names=["key", "offset"]),
-            parse_options=pa.csv.ParseOptions(
-                delimiter="\t", quote_char=False, ignore_empty_lines=False
-            ),
-            convert_options=pa.csv.ConvertOptions(
-                column_types={"key": pa.int64(), "offset": pa.int64()}, null_values=[]
-            ),
-        )
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: lines 'key TAB offset' expected: {error}") from None
-    keys, offsets = table["key"].to_numpy(), table["offset"].to_numpy()
-    if len(np.unique(keys)) != len(keys):
-        raise ValueError(f"{path}: every key expected once, {len(keys)} lines have repeats")
-    return keys, offsets
-
-
-def scan_index(records: RecordFile) -> tuple[np.ndarray, np.ndarray]:
-    """Rebuild a lost index by walking the file.
-
-    Keys are positions in the file, from 0: the true ones cannot be known.
-
-    Returns:
-        Keys and byte offsets, int64 [n] each.
-
-    Raises:
-        ValueError: Bytes that are no record.
-    """
-    offsets = np.array(array("q", records.scan()), dtype=np.int64)
-    return np.arange(len(offsets), dtype=np.int64), offsets

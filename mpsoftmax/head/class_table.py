@@ -18,6 +18,7 @@ from mpsoftmax.kernels.problem import NORM_FLOOR
 
 UNTOUCHED = ("frozen", "lazy")
 INIT_CHUNK_ROWS = 16_384
+MOVE_ROWS = 256  # rows moved at once: gradient, row and momentum stay in cache over all passes
 
 GradientTile = Callable[[int, int, Tensor], Tensor]
 """(start, stop, out [n, D]) -> gradient of the loss with respect to those *unit* rows, in `out`."""
@@ -125,32 +126,44 @@ class ClassTable:
         projected on the tangent space of the row and divided by its norm.
         """
         num_rows = self.num_local if index is None else index.numel()
+        in_place = index is None and not self._lagging(self.row_step)
+        step = self._next_step(index)
         size = block_size(self.dim, self.weight.dtype, self.weight.device)
         scratch = self.weight.new_empty(min(size, num_rows), self.dim)
         for first in range(0, num_rows, size):
             last = min(first + size, num_rows)
             tile = gradient(first, last, scratch[: last - first])
-            if index is None:
-                self._update_tile(slice(first, last), tile, hyper)
-            else:
-                self._update_tile(index[first:last], tile, hyper)
+            for low in range(first, last, MOVE_ROWS):
+                high = min(low + MOVE_ROWS, last)
+                where = slice(low, high) if index is None else index[low:high]
+                part = tile[low - first : high - first]
+                self._move(where, part, hyper, step[low:high], in_place=in_place)
+        self.row_step[slice(None) if index is None else index] = step
         self.num_steps += 1
         if self.lazy:
             self._log(hyper)
 
-    def _update_tile(self, where: slice | Tensor, tile: Tensor, hyper: Mapping[str, float]) -> None:
-        """Catch up, project, move and store one tile of rows."""
-        in_place = isinstance(where, slice) and not self._lagging(self.row_step[where])
+    def _next_step(self, index: Tensor | None) -> Tensor:
+        """`row_step` of the rows after this update: int64 [n]."""
+        step = (self.row_step if index is None else self.row_step[index]) + 1
+        return step.fill_(self.num_steps + 1) if self.lazy else step
+
+    def _move(
+        self,
+        where: slice | Tensor,
+        gradient: Tensor,
+        hyper: Mapping[str, float],
+        step: Tensor,
+        *,
+        in_place: bool,
+    ) -> None:
+        """Catch up (unless `in_place`: nothing lags), project, move and store a few rows."""
         if in_place:
             rows, states = self.weight[where], [state[where] for state in self.states]
         else:
             rows, states = self._gather(where)
-        step = self.row_step[where] + 1
-        if self.lazy:
-            step = torch.full_like(step, self.num_steps + 1)
-        to_raw_rows(tile, rows)
-        self.rule.update(rows, states, tile, hyper, step)
-        self.row_step[where] = step
+        to_raw_rows(gradient, rows)
+        self.rule.update(rows, states, gradient, hyper, step)
         if not in_place:
             self.weight[where] = rows
             for state, moved in zip(self.states, states, strict=True):
@@ -228,6 +241,7 @@ def to_raw_rows(gradient: Tensor, rows: Tensor) -> None:
 
     (g - <g, w/|w|> w/|w|) / |w|, row by row.
     """
-    inverse = torch.linalg.vector_norm(rows, dim=1).clamp_min_(NORM_FLOOR).reciprocal_()
-    along = torch.linalg.vecdot(gradient, rows).mul_(inverse.pow(3)).neg_()
-    gradient.mul_(inverse[:, None]).addcmul_(rows, along[:, None])
+    inverse = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    inverse.clamp_min_(NORM_FLOOR).reciprocal_()
+    along = torch.linalg.vecdot(gradient, rows)[:, None].mul_(inverse.square())
+    gradient.addcmul_(rows, along, value=-1.0).mul_(inverse)

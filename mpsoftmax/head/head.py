@@ -140,6 +140,7 @@ class ModelParallelSoftmax(nn.Module):
             self.drop_contributions,
         )
         self._contributions: list[Contribution] = []
+        self._spare: Tensor | None = None  # memory of E of the last step, for the next forward
         self._candidate_index: Tensor | None = None
         self.last_stats: dict[str, Tensor] = {}
 
@@ -220,7 +221,10 @@ class ModelParallelSoftmax(nn.Module):
         )
         kept = sum(contribution.swept.kept_bytes for contribution in self._contributions)
         budget = max(0, self.e_budget_bytes - kept)
-        return self._kernel.sweep(problem, want_pull=want_gradient, keep_bytes=budget)
+        if not want_gradient:
+            return self._kernel.sweep(problem, want_pull=False, keep_bytes=0)
+        spare, self._spare = self._spare, None
+        return self._kernel.sweep(problem, want_pull=True, keep_bytes=budget, spare=spare)
 
     def _target_cosine(self, batch: GlobalBatch, rows: Tensor, target: Tensor) -> Tensor:
         """[n] cosine between each sample and its class where this shard owns it, else 0."""
@@ -319,6 +323,8 @@ class ModelParallelSoftmax(nn.Module):
 
     def drop_contributions(self) -> None:
         """Forget the backward calls since the last step; no state has moved."""
+        for part in self._contributions:
+            self._spare = part.swept.kept
         self._contributions.clear()
 
     @torch.no_grad()
@@ -335,7 +341,7 @@ class ModelParallelSoftmax(nn.Module):
             return out
 
         self._table.update(union, gradient, hyper)
-        self._contributions.clear()
+        self.drop_contributions()
 
     # -- the table -----------------------------------------------------------------------------
 
@@ -475,8 +481,16 @@ class HeadFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        """The features' gradient, in their dtype."""
-        gradient = ctx.head.backward_features(ctx.kept, factor)
+        """The features' gradient, in their dtype.
+
+        What the forward kept is handed over, not shared: `step()` will reuse its memory.
+        """
+        kept, ctx.kept = ctx.kept, None
+        if kept is None:
+            raise RuntimeError(
+                "backward through the same head loss twice: not supported; call the head again"
+            )
+        gradient = ctx.head.backward_features(kept, factor)
         return gradient.to(ctx.dtype), None, None, None
 
 

@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 Hyper = Mapping[str, float]
 
@@ -73,11 +74,18 @@ class RowSGD:
         self, rows: Tensor, states: Sequence[Tensor], gradient: Tensor, hyper: Hyper, step: Tensor
     ) -> None:
         """See RowRule."""
-        (momentum,) = states
-        momentum.mul_(hyper["momentum"]).add_(gradient)
-        if hyper["weight_decay"]:
-            momentum.add_(rows, alpha=hyper["weight_decay"])
-        rows.sub_(momentum, alpha=hyper["lr"])
+        sgd(
+            [rows],
+            [gradient],
+            list(states),
+            fused=True,  # one pass over memory instead of four
+            momentum=hyper["momentum"],
+            weight_decay=hyper["weight_decay"],
+            lr=hyper["lr"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
 
     def transition(self, hyper: Hyper) -> np.ndarray:
         """See RowRule."""

@@ -147,19 +147,26 @@ def build_net(config: Config) -> nn.Module:
             options=net.options,
         )
     except ValueError as error:
-        raise ValueError(f"backbone: {error}") from error
+        message = str(error)
+        raise ValueError(
+            message if message.startswith("backbone") else f"backbone: {message}"
+        ) from error
 
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
     """The backbone's optimiser over its trainable parameters."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trainable if parameter.ndim > 1]
+    vectors = [parameter for parameter in trainable if parameter.ndim <= 1]
+    decay = config.weight_decay if config.decay_vectors else 0.0
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": decay},
+    ]
+    groups = [group for group in groups if group["params"]]
     if config.kind == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-    )
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
 def local_capacity(config: Config, world: int) -> int:

@@ -114,6 +114,7 @@ class Evaluator:
             chosen.images,
             size=data.image_size,
             decoder=data.decoder,
+            crop=data.crop,
             batch_size=EMBED_BATCH,
             workers=data.workers,
             flip=chosen.mirror,

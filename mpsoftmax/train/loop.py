@@ -85,6 +85,7 @@ class Trainer:
             build_order(config, images),
             size=config.data.image_size,
             decoder=config.data.decoder,
+            crop=config.data.crop,
             augment=build_augment(config),
             seed=config.train.seed,
             workers=config.data.workers,
@@ -227,6 +228,10 @@ class Trainer:
             print(f"rank {self.comm.rank}: skipped undecodable image {name}", flush=True)  # noqa: T201
 
     def _evaluate(self) -> list[dict[str, Any]]:
+        # Running batch statistics differ between ranks until DDP's next forward: judge the model that a
+        # checkpoint would hold.
+        for buffer in self.net.buffers():
+            self.comm.broadcast(buffer)
         lines = self.evaluator.run(self.net, self.head)
         for line in lines:
             self.log.write({"kind": "eval", "step": self.step, **line})

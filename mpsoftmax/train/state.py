@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsoftmax.comm import Comm
+from mpsoftmax.comm import Comm, is_sharded
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.train.checkpoint import (
     empty_like_stored,
@@ -21,14 +21,21 @@ BACKBONE, OPTIMIZER, HEAD, RNG = "backbone.", "optimizer.", "head.", "rng."
 def run_state(
     net: nn.Module, optimizer: torch.optim.Optimizer, head: ModelParallelSoftmax, comm: Comm
 ) -> dict[str, Tensor]:
-    """Everything that training moves, by name; row tensors as DTensors."""
-    tensors = {BACKBONE + name: value for name, value in net.state_dict().items()}
-    for name, parameter in trained(net).items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{OPTIMIZER}{name}.{key}"] = value
-    tensors.update({HEAD + name: value for name, value in head.state_dict().items()})
-    tensors.update(random_state(comm))
+    """What this rank saves, by name: its rows and its generators; rank 0 also what all ranks share.
+
+    Only rank 0's copy of the backbone may be written: running batch statistics differ between ranks until
+    DDP overwrites them with rank 0's at the next forward.
+    """
+    tensors = random_state(comm)
+    for name, value in head.state_dict().items():
+        if is_sharded(value) or comm.rank == 0:
+            tensors[HEAD + name] = value
+    if comm.rank == 0:
+        tensors.update({BACKBONE + name: value for name, value in net.state_dict().items()})
+        for name, parameter in trained(net).items():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{OPTIMIZER}{name}.{key}"] = value
     return tensors
 
 

@@ -175,7 +175,7 @@ def test_idx_truncated_and_changed(rec):
 def test_idx_lines(rec, line):
     rec.with_suffix(".idx").write_text(line)
     assert is_refused(rec)
-    with pytest.raises(ValueError, match="not in the index|expected"):
+    with pytest.raises(ValueError, match=r"not in the index|expected"):
         read_all(rec)
 
 
@@ -249,7 +249,6 @@ def test_tar_header_bytes(tar):
         b"0x00000010 \0",
         b"9" * 11 + b"\0",
         b"\0" * 12,
-        b"00000010000\0",
     ],
 )
 def test_tar_size_field(tar, size):
@@ -318,7 +317,7 @@ def arrow(tmp_path, monkeypatch):
 
 def test_arrow_truncated(arrow):
     data = arrow.read_bytes()
-    for length in range(len(data)):
+    for length in [*range(0, len(data), 3), *range(len(data) - 20, len(data))]:
         arrow.write_bytes(data[:length])
         assert is_refused(arrow), length
 
@@ -368,9 +367,9 @@ def test_arrow_stream_instead_of_file(tmp_path):
 
 
 def bins():
-    items = [b"one", b"two" * 86, b"\xff\xd8three", b""]
+    items = [b"one", b"two", b"\xff\xd8three", b""]
     arrays = [np.frombuffer(item, np.uint8)[:, None] for item in items]
-    yield pickle.dumps((items, [True, False]), 4)
+    yield pickle.dumps(([*items[:3], b"long" * 70], [True, False]), 4)
     yield pickle.dumps((arrays, [np.bool_(True), np.bool_(False)]), 3)
     yield pickle.dumps((arrays, [True, False]), 2)
     yield pickle.dumps((items, [True, False]), 0)

@@ -6,13 +6,14 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpsoftmax.data import record_io
 from mpsoftmax.data.convert import convert
 from mpsoftmax.data.record_images import open_records
-from mpsoftmax.data.record_io import RecordFile, RecordWriter, read_index
+from mpsoftmax.data.record_index import read_index
+from mpsoftmax.data.record_io import RecordFile, RecordWriter
 from mpsoftmax.data.record_output import _write_identities
 
 MAGIC = b"\x0a\x23\xd7\xce"
@@ -311,6 +312,7 @@ def test_writer_im2rec_style_bytes(tmp_path):
     ),
     st.booleans(),
 )
+@settings(max_examples=40)
 def test_set_round_trip(tmp_path_factory, samples, keep_index):
     labels = [label for label, _ in samples]
     payloads = [b"".join(blocks) + b"." for _, blocks in samples]
