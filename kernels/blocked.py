@@ -119,12 +119,12 @@ def accumulate_pull(pull: Tensor, entries: Tensor, rows: Tensor) -> None:
         pull += entries.T @ rows
 
 
-def class_gradient(swept: Swept, coefficient: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
-    """Write sum_i coefficient_i E_ic scale v_i of rows start..stop-1 into `out`.
+def class_gradient(swept: Swept, weighted: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
+    """Write sum_i E_ic weighted_i of rows start..stop-1 into `out`.
 
     Args:
         swept: What `sweep` returned.
-        coefficient: [B] accumulate dtype, referring to the same shift as `swept.total`.
+        weighted: [B, D] compute dtype, from `mpsoftmax.kernels.problem.weigh`.
         start: First row.
         stop: One past the last row; the range may straddle the kept and the recomputed part.
         out: [stop - start, D] accumulate dtype, overwritten.
@@ -132,9 +132,6 @@ def class_gradient(swept: Swept, coefficient: Tensor, start: int, stop: int, out
     Returns:
         `out`.
     """
-    features = swept.problem.features
-    factor = (coefficient * swept.problem.scale)[:, None]
-    weighted = (features.to(out.dtype) * factor).to(features.dtype)
     num_kept = 0 if swept.kept is None else swept.kept.shape[0]
     middle = min(max(num_kept, start), stop)
     for first, last in ((start, middle), (middle, stop)):

@@ -5,10 +5,10 @@ no process group; it knows neither margins nor objectives. With u_ic = scale * <
 E_ic = exp(u_ic - shift) for every candidate row c that is not the sample's own class, else 0:
 
     sweep           total_i = sum_c E_ic          pull_i = sum_c E_ic * scale * w_c / |w_c|
-    class_gradient  out_c   = sum_i coefficient_i * E_ic * scale * v_i
+    class_gradient  out_c   = sum_i E_ic * weighted_i,     weighted_i = coefficient_i * scale * v_i
 
-Both are left unnormalised: the normaliser needs the other shards and is applied to vectors of
-length B afterwards, never to the B x R matrix.
+The sums are left unnormalised: the normaliser needs the other shards and goes into the coefficients, vectors
+of length B, never into the B x R matrix.
 """
 
 from bisect import bisect_left
@@ -95,6 +95,18 @@ class Swept:
     def kept_bytes(self) -> int:
         """Bytes of E held until the class gradient is taken."""
         return 0 if self.kept is None else self.kept.numel() * self.kept.element_size()
+
+
+def weigh(swept: Swept, coefficient: Tensor) -> Tensor:
+    """Features as `class_gradient` takes them: coefficient_i * scale * v_i, [B, D] compute dtype.
+
+    Args:
+        swept: What `sweep` returned.
+        coefficient: [B] accumulate dtype, dL/d log(total) over `swept.total`'s own shift.
+    """
+    factor = (coefficient * swept.problem.scale)[:, None]
+    features = swept.problem.features
+    return (features.to(coefficient.dtype) * factor).to(features.dtype)
 
 
 def unit_rows(problem: Problem, start: int, stop: int, out: Tensor | None = None) -> Tensor:

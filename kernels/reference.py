@@ -40,12 +40,12 @@ def sweep(
     return Swept(problem=problem, total=total, maximum=maximum, pull=pull, kept=kept)
 
 
-def class_gradient(swept: Swept, coefficient: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
-    """Write sum_i coefficient_i E_ic scale v_i of rows start..stop-1 into `out`.
+def class_gradient(swept: Swept, weighted: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
+    """Write sum_i E_ic weighted_i of rows start..stop-1 into `out`.
 
     Args:
         swept: What `sweep` returned.
-        coefficient: [B] accumulate dtype, referring to the same shift as `swept.total`.
+        weighted: [B, D] compute dtype, from `mpsoftmax.kernels.problem.weigh`.
         start: First row.
         stop: One past the last row.
         out: [stop - start, D] accumulate dtype, overwritten.
@@ -53,15 +53,11 @@ def class_gradient(swept: Swept, coefficient: Tensor, start: int, stop: int, out
     Returns:
         `out`.
     """
-    problem = swept.problem
     assert swept.kept is not None
     entries = swept.kept[start:stop]
     if swept.maximum is not None:
         shifted = entries.to(out.dtype) - finite(swept.maximum)
-        entries = torch.exp(shifted).to(problem.features.dtype)
-    weighted = (problem.features.to(out.dtype) * (coefficient * problem.scale)[:, None]).to(
-        problem.features.dtype
-    )
+        entries = torch.exp(shifted).to(weighted.dtype)
     return out.copy_(entries @ weighted)
 
 

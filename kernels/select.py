@@ -18,7 +18,7 @@ class Kernel(Protocol):
         ...
 
     def class_gradient(
-        self, swept: Swept, coefficient: Tensor, start: int, stop: int, out: Tensor
+        self, swept: Swept, weighted: Tensor, start: int, stop: int, out: Tensor
     ) -> Tensor:
         """See mpsoftmax.kernels.problem."""
         ...

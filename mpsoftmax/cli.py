@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 USER_ERROR = 2
 
@@ -59,13 +60,29 @@ def parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("source", help="folder, .tar, .rec, .arrow, glyphs or synthetic")
     convert.add_argument("destination", help="a new folder, or a file named .tar, .rec or .arrow")
+    convert.add_argument(
+        "--style", choices=["auto", "insightface", "im2rec"], default="auto", help="of .rec"
+    )
+    convert.add_argument("--regroup", action="store_true", help="order the images by class first")
+    convert.add_argument(
+        "--number-classes", action="store_true", help="name classes by their zero-padded index"
+    )
+    add_under(convert)
 
     inspect = commands.add_parser(
         "inspect",
         help="say what a data set holds and what is wrong with it",
         description="Classes, images, class sizes, image sizes, problems.",
     )
-    inspect.add_argument("path", help="folder, .tar, .rec, .arrow, glyphs or synthetic")
+    inspect.add_argument("path", help="folder, .tar, .rec, .arrow, .bin, glyphs or synthetic")
+    inspect.add_argument(
+        "--sample",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="images decoded (default 10000; -1: all)",
+    )
+    add_under(inspect)
     return top
 
 
@@ -77,6 +94,21 @@ def add_nproc(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="start N ranks on this machine (default: one process)",
     )
+
+
+def add_under(command: argparse.ArgumentParser) -> None:
+    """--under PATH."""
+    command.add_argument(
+        "--under",
+        default="",
+        metavar="PATH",
+        help="only the classes below this path of a folder or tar",
+    )
+
+
+def reader_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What --under asks of the reader."""
+    return {"under": options.under} if options.under else {}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,7 +218,18 @@ def convert(options: argparse.Namespace, given: list[str]) -> int:
     """Mpsoftmax convert."""
     from mpsoftmax.data.convert import convert as run
 
-    run(options.source, options.destination)
+    converted = run(
+        options.source,
+        options.destination,
+        style=options.style,
+        regroup=options.regroup,
+        number_classes=options.number_classes,
+        **reader_options(options),
+    )
+    print(
+        f"{converted.path}: {converted.format}, {converted.num_images} images, "
+        f"{converted.num_classes} classes"
+    )
     return 0
 
 
@@ -194,5 +237,6 @@ def inspect(options: argparse.Namespace, given: list[str]) -> int:
     """Mpsoftmax inspect."""
     from mpsoftmax.data.inspect import inspect as run
 
-    print(run(options.path).render())
+    sample = None if options.sample == -1 else options.sample
+    print(run(options.path, sample=sample, **reader_options(options)).render())
     return 0

@@ -12,11 +12,10 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import ProcessGroup as ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
-
-ProcessGroup = dist.ProcessGroup
 
 
 def _collective(new: str, old: str) -> Callable[..., object]:

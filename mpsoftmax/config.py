@@ -58,6 +58,8 @@ class DataConfig:
 
     train: str = "glyphs"
     """glyphs, synthetic, or a path: image folder, .tar, .rec, .arrow."""
+    under: str = ""
+    """Only the classes below this path of a folder or tar."""
     eval: tuple[str, ...] = ()
     """Verification sets: .bin files, pair lists (list.csv or list.txt, images beside it or in
     `list.csv@folder-or.tar`), or glyphs-open, glyphs-closed."""
@@ -384,7 +386,7 @@ def build(kind: Any, value: Any, path: str) -> Any:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise wrong_type(path, value, "a mapping with text keys")
         return value
-    return build_scalar(kind, value, path)
+    return build_scalar(typing.cast(type, kind), value, path)
 
 
 def build_dataclass(kind: type, value: Any, path: str) -> Any:

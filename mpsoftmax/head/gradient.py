@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mpsoftmax.kernels.problem import Swept
+from mpsoftmax.kernels.problem import Swept, weigh
 from mpsoftmax.kernels.select import Kernel
 
 
@@ -35,10 +35,7 @@ class TileSource:
         self._kernel, self._part = kernel, part
         self._same = union is None or part.index is None or part.index is union
         self._union = union
-        # Targets sorted by row, so that a tile finds its own without scanning the batch.
-        target = part.swept.problem.target
-        self._order = torch.argsort(target)
-        self._sorted = target[self._order]
+        self._weighted = weigh(part.swept, part.negatives)
 
     def write(self, start: int, stop: int, out: Tensor, *, add: bool) -> None:
         """Write (or add) the gradient by unit rows start..stop-1 of the union into `out` [n, D]."""
@@ -49,7 +46,7 @@ class TileSource:
         direct = places is None and not add
         tile = out if direct else out.new_empty(last - first, out.shape[1])
         tile = tile.to(self._part.unit.dtype)
-        self._kernel.class_gradient(self._part.swept, self._part.negatives, first, last, tile)
+        self._kernel.class_gradient(self._part.swept, self._weighted, first, last, tile)
         self._add_targets(first, last, tile)
         if direct:
             if tile is not out:
@@ -73,12 +70,11 @@ class TileSource:
 
     def _add_targets(self, first: int, last: int, tile: Tensor) -> None:
         """Add dL/dt x_i to the rows of the samples' own classes."""
-        bounds = torch.tensor([first, last], device=self._sorted.device)
-        low, high = torch.searchsorted(self._sorted, bounds).tolist()
-        if low < high:
-            samples = self._order[low:high]
+        places = self._part.swept.problem.owners.within(first, last)
+        if places is not None:
+            rows, samples = places
             pulls = self._part.unit[samples] * self._part.target[samples, None]
-            tile.index_add_(0, self._sorted[low:high] - first, pulls)
+            tile.index_add_(0, rows, pulls)
 
 
 def union_of(indices: list[Tensor | None]) -> Tensor | None:

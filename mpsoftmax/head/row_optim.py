@@ -24,7 +24,11 @@ class RowRule(Protocol):
     """Names of the [rows, D] states beside the weight."""
     hyper: ClassVar[tuple[str, ...]]
     """Names of the numbers that `transition` depends on, read from the parameter group each step."""
-    lr: float
+
+    @property
+    def lr(self) -> float:
+        """Learning rate at factor 1 of a schedule."""
+        ...
 
     def defaults(self) -> dict[str, float]:
         """The parameter group's values: lr first of all, for schedulers."""

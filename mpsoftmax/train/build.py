@@ -37,9 +37,9 @@ def named_part(path: str, spec: str | Mapping[str, Any], choices: Mapping[str, t
         ValueError: unknown kind or field, wrong type, or what the part itself refuses; names the path.
     """
     fields = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    kind = fields.pop("kind", None)
+    kind = str(fields.pop("kind", None))
     if kind not in choices:
-        raise ValueError(f"{path}: kind {kind!r}{suggestion(str(kind), list(choices))}")
+        raise ValueError(f"{path}: kind {kind!r}{suggestion(kind, list(choices))}")
     try:
         return build(choices[kind], fields, path)
     except ValueError as error:
@@ -60,7 +60,7 @@ def build_candidates(config: Config) -> Candidates:
 def build_row_rule(config: Config) -> RowRule:
     """head.optimizer; its learning rate defaults to the backbone's."""
     spec = config.head.optimizer
-    fields = {"kind": spec} if isinstance(spec, str) else dict(spec)
+    fields: dict[str, Any] = {"kind": spec} if isinstance(spec, str) else dict(spec)
     fields.setdefault("lr", config.train.optimizer.lr)
     return named_part("head.optimizer", fields, ROW_RULES)
 
@@ -116,6 +116,10 @@ def open_training_images(config: Config) -> ImageSet:
             "size": data.image_size,
             "seed": data.seed,
         }
+    if data.under:
+        if data.train in ("glyphs", "synthetic"):
+            raise ValueError(f"data.under: {data.under!r}; allowed only where data.train is a path")
+        options["under"] = data.under
     try:
         images = open_images(data.train, **options)
     except ValueError as error:

@@ -147,7 +147,8 @@ class Evaluator:
     ) -> float:
         """Share of images whose nearest class row is their own class; collective, in equal chunks."""
         names = chosen.images.class_names
-        expected = torch.tensor([known.get(names[label], -1) for label in chosen.images.labels])
+        labels = [int(label) for label in chosen.images.labels]
+        expected = torch.tensor([known.get(str(names[label]), -1) for label in labels])
         hits, chunk = 0, 256
         for start in range(0, len(expected), chunk * self.comm.world):
             low = min(len(expected), start + chunk * self.comm.rank)

@@ -92,6 +92,10 @@ class Trainer:
             max_corrupt=config.data.max_corrupt,
         )
         self.evaluator = Evaluator(config, images.class_names, comm, self.device)
+        for (
+            spec
+        ) in config.data.eval:  # a missing set is better found now than at the first evaluation
+            self.evaluator.open(spec)
         self.log = Log(config, self.folder, self.num_steps, self.step, comm.rank)
         self._describe(resume, len(images), len(images.class_names))
 

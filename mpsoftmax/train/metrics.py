@@ -123,9 +123,10 @@ class Display:
                 TimeRemainingColumn(),
                 TextColumn("{task.description}"),
             )
-            self._progress = Progress(*columns, console=self._console)
-            self._task = self._progress.add_task("", total=num_steps, completed=start)
-            self._progress.start()
+            progress = Progress(*columns, console=self._console)
+            self._task = progress.add_task("", total=num_steps, completed=start)
+            progress.start()
+            self._progress = progress
 
     def say(self, text: str) -> None:
         """One line above the bar."""
