@@ -1,16 +1,22 @@
 """The sweep in blocks of classes, in plain PyTorch, for CPU and GPU.
 
-Per block of about 1,024 rows: normalise (into a scratch block that stays in cache), one GEMM into the
-place where E is kept, exponential and column sums in place, one GEMM for the features' gradient. The
-third GEMM, the class gradient, is taken tile by tile in `class_gradient` while the rows are updated.
-Nothing of size B x R exists beyond the kept part of E; past that budget E is recomputed (a fourth GEMM).
+Per block of about 1,024 rows: one product into the place where the block is kept, exponential and column
+sums in place, one product for the features' gradient. The third product, the class gradient, is taken tile
+by tile in `class_gradient` while the rows are updated. Nothing of size B x R exists beyond the kept part;
+past that budget it is recomputed (a fourth product).
+
+Rows of the compute dtype enter the products as they are; their factor multiplies the block of logits, which
+lies in cache. Other rows (bfloat16 compute) must be cast anyway and take the factor along, so that logits are
+rounded once.
+
+What is kept: F where the rows are used as they are; E where they are cast, the factor following in
+`class_gradient`; plain logits with a running maximum, whose final value the sweep does not know yet.
 """
 
 import torch
 from torch import Tensor
 
-from mpsoftmax.kernels.problem import Problem, Swept, mask_target, unit_rows
-from mpsoftmax.kernels.reference import finite
+from mpsoftmax.kernels.problem import Problem, Swept, finite, mask_target, row_factors
 
 CPU_BLOCK_BYTES = 2 * 2**20  # one block of rows: about one core's share of the second-level cache
 CUDA_BLOCK_BYTES = 32 * 2**20  # enough tiles to fill every multiprocessor
@@ -31,12 +37,12 @@ def sweep(
     Args:
         problem: The batch and the rows.
         want_pull: Whether the features' gradient is needed; False also keeps nothing.
-        keep_bytes: Bytes of E that may be kept for `class_gradient`; the rest is recomputed.
-        spare: The `kept` of an earlier sweep that nobody reads any more. E goes there if it is of the right
-            size: fresh pages from the operating system cost about as much as all exponentials.
+        keep_bytes: Bytes that may be kept for `class_gradient`; the rest is recomputed.
+        spare: The `kept` of an earlier sweep that nobody reads any more, used again if it is of the right
+            size: fresh pages from the operating system cost more than all exponentials.
 
     Returns:
-        The sums and the kept part of E.
+        The sums and the kept part.
     """
     features, dtype = problem.features, problem.accumulate_dtype
     batch, num_rows = problem.batch, problem.num_rows
@@ -44,34 +50,37 @@ def sweep(
     kept = buffer_like(features, (num_kept, batch), spare) if num_kept else None
     total = torch.zeros(batch, dtype=dtype, device=features.device)
     pull = torch.zeros(batch, features.shape[1], dtype=dtype, device=features.device)
+    factor = torch.empty(num_rows, dtype=dtype, device=features.device)
     maximum = torch.full_like(total, -torch.inf) if problem.shift is None else None
     size = block_size(features.shape[1], features.dtype, features.device)
-    scratch_rows = features.new_empty(min(size, num_rows), features.shape[1])
     scratch = features.new_empty(min(size, num_rows), batch)
     for start in range(0, num_rows, size):
         stop = min(start + size, num_rows)
-        rows = unit_rows(problem, start, stop, out=scratch_rows[: stop - start])
-        keep = kept is not None and stop <= num_kept
-        entries = kept[start:stop] if keep and kept is not None else scratch[: stop - start]
-        torch.mm(rows, features.T, out=entries)
+        entries = scratch[: stop - start]
+        if kept is not None and stop <= num_kept:
+            entries = kept[start:stop]
+        rows = write_logits(problem, start, stop, entries, factor[start:stop])
         if maximum is None:
             exponentiate(entries, problem, start)
         else:
             entries = online_maximum(entries, problem, start, maximum, total, pull)
         total += torch.sum(entries, 0, dtype=dtype)
         if want_pull:
+            if used_as_they_are(problem):
+                entries.mul_(factor[start:stop, None])
             accumulate_pull(pull, entries, rows)
     return Swept(
         problem=problem,
         total=total,
         maximum=maximum,
         pull=pull if want_pull else None,
+        factor=factor,
         kept=kept,
     )
 
 
 def kept_rows(problem: Problem, keep_bytes: int) -> int:
-    """How many rows' E fit the budget: all of them, or a whole number of blocks."""
+    """How many rows fit the budget: all of them, or a whole number of blocks."""
     per_row = problem.batch * problem.features.element_size()
     fitting = keep_bytes // max(1, per_row)
     if fitting >= problem.num_rows:
@@ -85,6 +94,31 @@ def buffer_like(features: Tensor, shape: tuple[int, int], spare: Tensor | None) 
     if spare is not None and spare.shape == shape and spare.dtype == features.dtype:
         return spare
     return features.new_empty(shape)
+
+
+def used_as_they_are(problem: Problem) -> bool:
+    """Whether rows enter the products as stored, neither cast nor multiplied by their factor."""
+    return problem.rows.dtype == problem.features.dtype
+
+
+def write_logits(
+    problem: Problem, start: int, stop: int, entries: Tensor, factor: Tensor
+) -> Tensor:
+    """Logits and factors of rows start..stop-1 into `entries` [n, B] and `factor` [n].
+
+    Returns:
+        The rows as they entered the product, [n, D] compute dtype.
+    """
+    rows = problem.rows[start:stop]
+    if used_as_they_are(problem):
+        torch.mm(rows, problem.features.T, out=entries)
+        factor.copy_(row_factors(problem, rows))  # after the product: the rows are in cache now
+        entries.mul_(factor[:, None])
+        return rows
+    factor.copy_(row_factors(problem, rows))
+    rows = (rows * factor[:, None]).to(entries.dtype)
+    torch.mm(rows, problem.features.T, out=entries)
+    return rows
 
 
 def exponentiate(entries: Tensor, problem: Problem, start: int) -> None:
@@ -120,7 +154,7 @@ def accumulate_pull(pull: Tensor, entries: Tensor, rows: Tensor) -> None:
 
 
 def class_gradient(swept: Swept, weighted: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
-    """Write sum_i E_ic weighted_i of rows start..stop-1 into `out`.
+    """Write sum_i F_ic weighted_i of rows start..stop-1 into `out`.
 
     Args:
         swept: What `sweep` returned.
@@ -138,29 +172,29 @@ def class_gradient(swept: Swept, weighted: Tensor, start: int, stop: int, out: T
         if first < last:
             entries = entries_of(swept, first, last)
             target = out[first - start : last - start]
-            if target.dtype == entries.dtype:
+            if used_as_they_are(swept.problem):
                 torch.mm(entries, weighted, out=target)
             else:
-                target.copy_(entries @ weighted)
+                torch.mul(entries @ weighted, swept.factor[first:last, None], out=target)
     return out
 
 
 def entries_of(swept: Swept, start: int, stop: int) -> Tensor:
-    """E of rows start..stop-1, all kept or all recomputed: [stop - start, B]."""
-    problem = swept.problem
+    """F (E where rows are cast) of rows start..stop-1, all kept or all recomputed: [n, B]."""
+    problem, factor = swept.problem, swept.factor[start:stop]
     kept = swept.kept is not None and stop <= swept.kept.shape[0]
-    if kept and swept.maximum is None:
-        assert swept.kept is not None
-        return swept.kept[start:stop]
     if kept:
         assert swept.kept is not None
-        logits = swept.kept[start:stop]
+        entries = swept.kept[start:stop]
+        if swept.maximum is None:
+            return entries
     else:
-        logits = unit_rows(problem, start, stop) @ problem.features.T
+        entries = problem.features.new_empty(stop - start, problem.batch)
+        write_logits(problem, start, stop, entries, torch.empty_like(factor))
     if swept.maximum is None:
-        exponentiate(logits, problem, start)
-        return logits
-    if not kept:
-        mask_target(logits, problem.owners, start, -torch.inf)
-    shifted = logits.to(swept.total.dtype) - finite(swept.maximum)
-    return torch.exp(shifted).to(problem.features.dtype)
+        exponentiate(entries, problem, start)
+    else:
+        mask_target(entries, problem.owners, start, -torch.inf)
+        shifted = entries.to(factor.dtype) - finite(swept.maximum)
+        entries = torch.exp(shifted).to(entries.dtype)
+    return entries.mul_(factor[:, None]) if used_as_they_are(problem) else entries

@@ -1,14 +1,16 @@
 """What a sweep over class rows is asked and what it answers: the types every kernel shares.
 
 Legend: B samples, D embedding dimension, R candidate rows of this rank. A kernel sees one shard and
-no process group; it knows neither margins nor objectives. With u_ic = scale * <v_i, w_c / |w_c|>,
-E_ic = exp(u_ic - shift) for every candidate row c that is not the sample's own class, else 0:
+no process group; it knows neither margins nor objectives. With the row's factor_c = scale / |w_c|, logits
+u_ic = factor_c <v_i, w_c>, and E_ic = exp(u_ic - shift) for every candidate row c that is not the sample's
+own class, else 0, the derivative of sum_c E_ic by <v_i, w_c> is F_ic = E_ic factor_c, and
 
-    sweep           total_i = sum_c E_ic          pull_i = sum_c E_ic * scale * w_c / |w_c|
-    class_gradient  out_c   = sum_i E_ic * weighted_i,     weighted_i = coefficient_i * scale * v_i
+    sweep           total_i = sum_c E_ic          pull_i = sum_c F_ic w_c
+    class_gradient  out_c   = sum_i F_ic weighted_i,     weighted_i = coefficient_i v_i
 
 The sums are left unnormalised: the normaliser needs the other shards and goes into the coefficients, vectors
-of length B, never into the B x R matrix.
+of length B, never into the B x R matrix. `out` takes |w_c| for a constant: its owner projects it onto the
+tangent space of the row (mpsoftmax.head.class_table).
 """
 
 from bisect import bisect_left
@@ -30,7 +32,7 @@ class Problem:
     rows: Tensor
     """[R, D] class rows as stored (float32 or float64), not normalised."""
     scale: float
-    """Dimensionless factor on the cosine; folded into the normalised rows (one rounding, no pass)."""
+    """Dimensionless factor on the cosine."""
     target: Tensor
     """int64 [B]: position of the sample's own class in `rows`, or -1 where another shard owns it."""
     shift: float | None
@@ -62,18 +64,19 @@ class Owners:
 
     Args:
         target: int64 [B], -1 where another shard owns the class. Read once to the host.
+
+    Attributes:
+        rows: int64 [B], `target` sorted.
+        samples: int64 [B], the sample each comes from.
     """
 
     def __init__(self, target: Tensor) -> None:
-        self._rows, self._samples = torch.sort(target)
-        self._host_rows = self._rows.tolist()
+        self.rows, self.samples = torch.sort(target)
+        self._host_rows = self.rows.tolist()
 
-    def within(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
-        """(rows - start, samples), each int64 [k], of own classes in start..stop-1; None if k = 0."""
-        low, high = bisect_left(self._host_rows, start), bisect_left(self._host_rows, stop)
-        if low == high:
-            return None
-        return self._rows[low:high] - start, self._samples[low:high]
+    def within(self, start: int, stop: int) -> slice:
+        """The places in `rows` and `samples` of own classes in start..stop-1."""
+        return slice(bisect_left(self._host_rows, start), bisect_left(self._host_rows, stop))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,41 +90,35 @@ class Swept:
     """[B] accumulate dtype: the shift `total` and `pull` refer to, where no static shift was given."""
     pull: Tensor | None
     """[B, D] accumulate dtype: gradient of `total` with respect to the features v; None if unasked."""
+    factor: Tensor
+    """[R] accumulate dtype: scale / |w_c|."""
     kept: Tensor | None
-    """[K, B] compute dtype, class-major: E of the first K rows (plain logits u with a running maximum);
-    rows past K are recomputed."""
+    """[K, B] compute dtype, class-major: what the kernel keeps of the first K rows to form F again; rows past
+    K are recomputed."""
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of E held until the class gradient is taken."""
+        """Bytes held until the class gradient is taken."""
         return 0 if self.kept is None else self.kept.numel() * self.kept.element_size()
 
 
 def weigh(swept: Swept, coefficient: Tensor) -> Tensor:
-    """Features as `class_gradient` takes them: coefficient_i * scale * v_i, [B, D] compute dtype.
+    """Features as `class_gradient` takes them: coefficient_i * v_i, [B, D] compute dtype.
 
     Args:
         swept: What `sweep` returned.
-        coefficient: [B] accumulate dtype, dL/d log(total) over `swept.total`'s own shift.
+        coefficient: [B] accumulate dtype: gradient of the loss with respect to `swept.total`.
     """
-    factor = (coefficient * swept.problem.scale)[:, None]
     features = swept.problem.features
-    return (features.to(coefficient.dtype) * factor).to(features.dtype)
+    return (features.to(coefficient.dtype) * coefficient[:, None]).to(features.dtype)
 
 
-def unit_rows(problem: Problem, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-    """Rows start..stop-1, normalised, times `scale`, in the compute dtype: [stop-start, D].
-
-    The norm is taken in the accumulate dtype, so that bfloat16 rounds once, at the end.
-    """
-    rows = problem.rows[start:stop]
-    if problem.accumulate_dtype == torch.float64:
-        rows = rows.double()
-    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    factor = norm.clamp_min_(NORM_FLOOR).reciprocal_().mul_(problem.scale)
-    if out is None:
-        return (rows * factor).to(problem.features.dtype)
-    return torch.mul(rows, factor, out=out)
+def row_factors(problem: Problem, rows: Tensor) -> Tensor:
+    """Scale / |w| of each of `rows` [n, D]: [n] accumulate dtype."""
+    dtype = problem.accumulate_dtype
+    wide = rows.double() if dtype == torch.float64 else rows
+    norm = torch.linalg.vector_norm(wide, dim=1).to(dtype)
+    return norm.clamp_min_(NORM_FLOOR).reciprocal_().mul_(problem.scale)
 
 
 def mask_target(block: Tensor, owners: Owners, start: int, value: float) -> None:
@@ -130,5 +127,10 @@ def mask_target(block: Tensor, owners: Owners, start: int, value: float) -> None
     `block` is [n, B], class-major, holding rows start..start+n-1.
     """
     places = owners.within(start, start + block.shape[0])
-    if places is not None:
-        block[places] = value
+    if places.start < places.stop:
+        block[owners.rows[places] - start, owners.samples[places]] = value
+
+
+def finite(maximum: Tensor) -> Tensor:
+    """-inf (no negatives at all) replaced by 0, so that exp(-inf - maximum) is 0 and not NaN."""
+    return maximum.masked_fill(maximum == -torch.inf, 0.0)

@@ -6,13 +6,13 @@ Every other kernel is tested against this one, values and gradients (tests/head/
 import torch
 from torch import Tensor
 
-from mpsoftmax.kernels.problem import Problem, Swept, mask_target, unit_rows
+from mpsoftmax.kernels.problem import Problem, Swept, finite, mask_target, row_factors
 
 
 def sweep(
     problem: Problem, *, want_pull: bool, keep_bytes: int, spare: Tensor | None = None
 ) -> Swept:
-    """Sum over all candidate rows at once (KERNELS: `total`, `pull` of mpsoftmax.kernels.problem).
+    """Sum over all candidate rows at once (see mpsoftmax.kernels.problem).
 
     Args:
         problem: The batch and the rows.
@@ -21,27 +21,27 @@ def sweep(
         spare: Ignored here.
 
     Returns:
-        The sums, and the whole matrix of logits or exponentials.
+        The sums, and the whole matrix E.
     """
     dtype = problem.accumulate_dtype
-    rows = unit_rows(problem, 0, problem.num_rows)
-    logits = rows @ problem.features.T
+    factor = row_factors(problem, problem.rows)
+    scaled = (problem.rows.to(dtype) * factor[:, None]).to(problem.features.dtype)
+    logits = (scaled @ problem.features.T).to(dtype)
+    mask_target(logits, problem.owners, 0, -torch.inf)
     maximum = None
     if problem.shift is None:
-        mask_target(logits, problem.owners, 0, -torch.inf)
-        maximum = row_maximum(logits.to(dtype))
-        entries = torch.exp(logits.to(dtype) - finite(maximum)).to(logits.dtype)
-    else:
-        entries = torch.exp(logits - problem.shift)
-        mask_target(entries, problem.owners, 0, 0.0)
+        maximum = row_maximum(logits)
+    shift = problem.shift if maximum is None else finite(maximum)
+    entries = torch.exp(logits - shift).to(problem.features.dtype)
     total = entries.to(dtype).sum(0)
-    pull = (entries.T @ rows).to(dtype) if want_pull else None
-    kept = logits if problem.shift is None else entries
-    return Swept(problem=problem, total=total, maximum=maximum, pull=pull, kept=kept)
+    pull = (entries.T @ scaled).to(dtype) if want_pull else None
+    return Swept(
+        problem=problem, total=total, maximum=maximum, pull=pull, factor=factor, kept=entries
+    )
 
 
 def class_gradient(swept: Swept, weighted: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
-    """Write sum_i E_ic weighted_i of rows start..stop-1 into `out`.
+    """Write sum_i F_ic weighted_i of rows start..stop-1 into `out`.
 
     Args:
         swept: What `sweep` returned.
@@ -54,11 +54,8 @@ def class_gradient(swept: Swept, weighted: Tensor, start: int, stop: int, out: T
         `out`.
     """
     assert swept.kept is not None
-    entries = swept.kept[start:stop]
-    if swept.maximum is not None:
-        shifted = entries.to(out.dtype) - finite(swept.maximum)
-        entries = torch.exp(shifted).to(weighted.dtype)
-    return out.copy_(entries @ weighted)
+    product = (swept.kept[start:stop] @ weighted).to(out.dtype)
+    return torch.mul(product, swept.factor[start:stop, None], out=out)
 
 
 def row_maximum(logits: Tensor) -> Tensor:
@@ -66,8 +63,3 @@ def row_maximum(logits: Tensor) -> Tensor:
     if logits.shape[0] == 0:
         return logits.new_full((logits.shape[1],), -torch.inf)
     return logits.amax(0)
-
-
-def finite(maximum: Tensor) -> Tensor:
-    """-inf (no negatives at all) replaced by 0, so that exp(-inf - maximum) is 0 and not NaN."""
-    return maximum.masked_fill(maximum == -torch.inf, 0.0)

@@ -6,8 +6,10 @@ position) alone, so neither the number of workers nor the number of ranks change
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
@@ -126,6 +128,7 @@ class Loader:
             sampler=_Requests(requests),
             num_workers=self._workers,
             prefetch_factor=_BATCHES_AHEAD,
+            multiprocessing_context=_clean_processes(),
             generator=torch.Generator(),  # else each stream would advance the global generator
         )
         batches = iter(loader)
@@ -143,6 +146,16 @@ class Loader:
                 f"cuts: ({start}, {stop}) is not within the {self._num_samples} samples"
             )
         return np.arange(start, stop, dtype=np.int64)
+
+
+def _clean_processes() -> BaseContext:
+    """Where workers are forked from: a server process that has one thread and no process group.
+
+    Forking the trainer itself, with its gloo, autograd and Arrow threads, deadlocks or crashes now and then.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 _Read = tuple[Tensor, Tensor, tuple[tuple[str, str], ...]]  # images, labels, (name, problem)

@@ -21,7 +21,7 @@ INIT_CHUNK_ROWS = 16_384
 MOVE_ROWS = 256  # rows moved at once: gradient, row and momentum stay in cache over all passes
 
 GradientTile = Callable[[int, int, Tensor], Tensor]
-"""(start, stop, out [n, D]) -> gradient of the loss with respect to those *unit* rows, in `out`."""
+"""(start, stop, out [n, D]) -> gradient of the loss by those rows at constant norm, in `out`."""
 
 
 def local_range(num_classes: int, world: int, rank: int) -> tuple[int, int]:
@@ -122,8 +122,8 @@ class ClassTable:
     ) -> None:
         """One optimiser step on the rows `index` (sorted; None for all), tile by tile.
 
-        The gradient of a tile exists only while that tile is updated. It is taken on the unit sphere:
-        projected on the tangent space of the row and divided by its norm.
+        The gradient of a tile exists only while that tile is updated. The loss does not depend on the norm
+        of a row, so the gradient is projected onto the row's tangent space.
         """
         num_rows = self.num_local if index is None else index.numel()
         in_place = index is None and not self._lagging(self.row_step)
@@ -162,7 +162,7 @@ class ClassTable:
             rows, states = self.weight[where], [state[where] for state in self.states]
         else:
             rows, states = self._gather(where)
-        to_raw_rows(gradient, rows)
+        project(gradient, rows)
         self.rule.update(rows, states, gradient, hyper, step)
         if not in_place:
             self.weight[where] = rows
@@ -236,12 +236,8 @@ class ClassTable:
             self._log(dict(zip(self.rule.hyper, values, strict=True)))
 
 
-def to_raw_rows(gradient: Tensor, rows: Tensor) -> None:
-    """In place: gradient with respect to unit rows -> with respect to the raw rows, both [n, D].
-
-    (g - <g, w/|w|> w/|w|) / |w|, row by row.
-    """
-    inverse = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    inverse.clamp_min_(NORM_FLOOR).reciprocal_()
-    along = torch.linalg.vecdot(gradient, rows)[:, None].mul_(inverse.square())
-    gradient.addcmul_(rows, along, value=-1.0).mul_(inverse)
+def project(gradient: Tensor, rows: Tensor) -> None:
+    """In place: gradient - <gradient, w> w / |w|^2, row by row; both [n, D]."""
+    square = torch.linalg.vector_norm(rows, dim=1).clamp_min_(NORM_FLOOR).square_()
+    along = torch.linalg.vecdot(gradient, rows).div_(square)
+    gradient.addcmul_(rows, along[:, None], value=-1.0)

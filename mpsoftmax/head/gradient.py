@@ -36,9 +36,14 @@ class TileSource:
         self._same = union is None or part.index is None or part.index is union
         self._union = union
         self._weighted = weigh(part.swept, part.negatives)
+        self._owners = part.swept.problem.owners
+        self._pulls = target_pulls(part)
 
     def write(self, start: int, stop: int, out: Tensor, *, add: bool) -> None:
-        """Write (or add) the gradient by unit rows start..stop-1 of the union into `out` [n, D]."""
+        """Write (or add) the gradient by rows start..stop-1 of the union into `out` [n, D].
+
+        Their norm counts as constant: the class table projects onto the tangent space.
+        """
         if self._same:
             first, last, places = start, stop, None
         else:
@@ -69,12 +74,20 @@ class TileSource:
         return bounds[0], bounds[1], places
 
     def _add_targets(self, first: int, last: int, tile: Tensor) -> None:
-        """Add dL/dt x_i to the rows of the samples' own classes."""
-        places = self._part.swept.problem.owners.within(first, last)
-        if places is not None:
-            rows, samples = places
-            pulls = self._part.unit[samples] * self._part.target[samples, None]
-            tile.index_add_(0, rows, pulls)
+        """Add the pulls of the samples whose own class lies in these rows."""
+        places = self._owners.within(first, last)
+        if places.start < places.stop:
+            tile.index_add_(0, self._owners.rows[places] - first, self._pulls[places])
+
+
+def target_pulls(part: Contribution) -> Tensor:
+    """[n, D] dL/dt x_i / |w| on its own class's row, in the order of `problem.owners`; 0 if not here."""
+    problem, factor = part.swept.problem, part.swept.factor
+    rows, samples = problem.owners.rows, problem.owners.samples
+    if problem.num_rows == 0:
+        return torch.zeros_like(part.unit)
+    weight = part.target[samples] * factor[rows.clamp_min(0)] / problem.scale
+    return part.unit[samples] * weight.masked_fill(rows < 0, 0.0)[:, None]
 
 
 def union_of(indices: list[Tensor | None]) -> Tensor | None:

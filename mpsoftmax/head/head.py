@@ -30,8 +30,7 @@ from mpsoftmax.head.optimizer import Optimizer
 from mpsoftmax.head.row_optim import RowRule, RowSGD
 from mpsoftmax.head.shift import static_shift
 from mpsoftmax.head.table_state import load_table_state, table_state
-from mpsoftmax.kernels.problem import NORM_FLOOR, Problem, Swept
-from mpsoftmax.kernels.reference import finite
+from mpsoftmax.kernels.problem import NORM_FLOOR, Problem, Swept, finite
 from mpsoftmax.kernels.select import select
 
 COMPUTE_DTYPES = (torch.float64, torch.float32, torch.bfloat16)

@@ -125,9 +125,9 @@ class Trainer:
 
     def run(self) -> Summary:
         """Train to the last step; evaluate and checkpoint as configured."""
-        net = self.comm.data_parallel(self.net)
         if self.config.backbone.compile:
-            net = torch.compile(net)  # type: ignore[assignment]
+            self.net.compile()  # in place: names of parameters stay
+        net = self.comm.data_parallel(self.net)
         train, evaluations = self.config.train, []
         batches = iter(self.loader.stream(self._cuts()))
         try:
