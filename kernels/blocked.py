@@ -20,6 +20,7 @@ from mpsoftmax.kernels.problem import Problem, Swept, finite, mask_target, row_f
 
 CPU_BLOCK_BYTES = 2 * 2**20  # one block of rows: about one core's share of the second-level cache
 CUDA_BLOCK_BYTES = 32 * 2**20  # enough tiles to fill every multiprocessor
+CPU_CAST_ROWS = 256  # rows cast at once: their wide copy stays in cache
 
 
 def block_size(dim: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -54,12 +55,13 @@ def sweep(
     maximum = torch.full_like(total, -torch.inf) if problem.shift is None else None
     size = block_size(features.shape[1], features.dtype, features.device)
     scratch = features.new_empty(min(size, num_rows), batch)
+    scratch_rows = cast_scratch(problem, min(size, num_rows))
     for start in range(0, num_rows, size):
         stop = min(start + size, num_rows)
         entries = scratch[: stop - start]
         if kept is not None and stop <= num_kept:
             entries = kept[start:stop]
-        rows = write_logits(problem, start, stop, entries, factor[start:stop])
+        rows = write_logits(problem, start, stop, entries, factor[start:stop], scratch_rows)
         if maximum is None:
             exponentiate(entries, problem, start)
         else:
@@ -101,24 +103,43 @@ def used_as_they_are(problem: Problem) -> bool:
     return problem.rows.dtype == problem.features.dtype
 
 
+def cast_scratch(problem: Problem, num_rows: int) -> Tensor | None:
+    """Room for `num_rows` rows in the compute dtype; None where they are used as they are."""
+    if used_as_they_are(problem):
+        return None
+    return problem.features.new_empty(num_rows, problem.features.shape[1])
+
+
 def write_logits(
-    problem: Problem, start: int, stop: int, entries: Tensor, factor: Tensor
+    problem: Problem,
+    start: int,
+    stop: int,
+    entries: Tensor,
+    factor: Tensor,
+    scratch: Tensor | None,
 ) -> Tensor:
     """Logits and factors of rows start..stop-1 into `entries` [n, B] and `factor` [n].
+
+    `scratch` [>= n, D] compute dtype takes the rows where they must be cast.
 
     Returns:
         The rows as they entered the product, [n, D] compute dtype.
     """
     rows = problem.rows[start:stop]
-    if used_as_they_are(problem):
+    if scratch is None:
         torch.mm(rows, problem.features.T, out=entries)
         factor.copy_(row_factors(problem, rows))  # after the product: the rows are in cache now
         entries.mul_(factor[:, None])
         return rows
-    factor.copy_(row_factors(problem, rows))
-    rows = (rows * factor[:, None]).to(entries.dtype)
-    torch.mm(rows, problem.features.T, out=entries)
-    return rows
+    scratch = scratch[: stop - start]
+    size = CPU_CAST_ROWS if rows.is_cpu else stop - start
+    for wide, narrow, part in zip(
+        rows.split(size), scratch.split(size), factor.split(size), strict=True
+    ):
+        part.copy_(row_factors(problem, wide))
+        narrow.copy_(wide * part[:, None])
+    torch.mm(scratch, problem.features.T, out=entries)
+    return scratch
 
 
 def exponentiate(entries: Tensor, problem: Problem, start: int) -> None:
@@ -190,7 +211,8 @@ def entries_of(swept: Swept, start: int, stop: int) -> Tensor:
             return entries
     else:
         entries = problem.features.new_empty(stop - start, problem.batch)
-        write_logits(problem, start, stop, entries, torch.empty_like(factor))
+        scratch = cast_scratch(problem, stop - start)
+        write_logits(problem, start, stop, entries, torch.empty_like(factor), scratch)
     if swept.maximum is None:
         exponentiate(entries, problem, start)
     else:

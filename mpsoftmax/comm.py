@@ -45,6 +45,9 @@ class Comm:
         self.calls: Counter[str] = Counter()
         self.payload_bytes: Counter[str] = Counter()
         self._mesh: DeviceMesh | None = None
+        backend = dist.get_backend(group) if self.connected else "gloo"
+        # Small host-side agreements travel on whatever device the group can send from.
+        self.device = torch.device("cuda" if backend == "nccl" else "cpu")
 
     def reset_counters(self) -> None:
         """Forget what was counted."""

@@ -98,6 +98,7 @@ class ClassTable:
         self.states = [torch.zeros_like(self.weight) for _ in rule.buffers]
         self.row_step = torch.zeros(self.num_local, dtype=torch.int64, device=device)
         self.num_steps = 0
+        self.version = 0  # counts what moved rows: a forward's record is of one version
         self._hyper_log: list[list[float]] = []
         self._history = StepHistory(1 + len(rule.buffers))
 
@@ -140,6 +141,7 @@ class ClassTable:
                 self._move(where, part, hyper, step[low:high], in_place=in_place)
         self.row_step[slice(None) if index is None else index] = step
         self.num_steps += 1
+        self.version += 1
         if self.lazy:
             self._log(hyper)
 
@@ -204,7 +206,17 @@ class ClassTable:
 
     def set_rows(self, index: Tensor, rows: Tensor) -> None:
         """Overwrite local rows [n, D]; their optimiser state starts afresh."""
-        self.weight[index] = rows.to(self.weight)
+        rows = rows.to(self.weight)
+        norm = torch.linalg.vector_norm(rows, dim=1)
+        unusable = ~((norm > NORM_FLOOR) & norm.isfinite())
+        if bool(unusable.any()):
+            where = int(torch.nonzero(unusable)[0, 0])
+            raise ValueError(
+                f"rows: that of class {int(index[where]) + self.start} has norm {float(norm[where])}; "
+                "allowed: finite and not zero (a row is a direction)"
+            )
+        self.version += 1
+        self.weight[index] = rows
         for state in self.states:
             state[index] = 0
         self.row_step[index] = self.num_steps if self.lazy else 0
@@ -219,17 +231,26 @@ class ClassTable:
         log = torch.tensor(self._hyper_log, dtype=torch.float64).reshape(-1, len(self.rule.hyper))
         return {"num_steps": torch.tensor(self.num_steps), "step_log": log}
 
+    def check_progress(self, num_steps: Tensor, step_log: Tensor) -> None:
+        """Raise ValueError unless the state was saved with the same value of `untouched`.
+
+        A row's step means another thing with the other one, and rows that lag could not be caught up.
+        """
+        saved_lazy = len(step_log) == int(num_steps)
+        if int(num_steps) and saved_lazy != self.lazy:
+            raise ValueError(
+                f"head.untouched: {UNTOUCHED[self.lazy]!r}, but the state was saved after {int(num_steps)} "
+                f"steps with {UNTOUCHED[saved_lazy]!r}; allowed: the same"
+            )
+
     def set_progress(self, num_steps: Tensor, step_log: Tensor) -> None:
         """Restore what `progress` gave.
 
         Raises:
-            ValueError: a lazy table is given a log that does not cover all steps.
+            ValueError: as check_progress.
         """
-        if self.lazy and len(step_log) != int(num_steps):
-            raise ValueError(
-                f"head.untouched: 'lazy' needs the optimiser settings of all {int(num_steps)} steps, the "
-                f"state holds {len(step_log)}; it was saved with 'frozen', which is allowed here"
-            )
+        self.check_progress(num_steps, step_log)
+        self.version += 1
         self.num_steps = int(num_steps)
         self._hyper_log, self._history = [], StepHistory(1 + len(self.rule.buffers))
         for values in step_log.tolist() if self.lazy else []:

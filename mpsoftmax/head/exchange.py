@@ -170,6 +170,10 @@ class Exchange:
                 f"allowed: 0 <= label < {self.num_classes}, or -1 to ignore the sample"
             )
 
+    def own(self, values: Tensor, batch: GlobalBatch) -> Tensor:
+        """This rank's part [capacity, ...] of values [n, ...] known for all valid samples."""
+        return self.spread(values, batch)[self.comm.rank]
+
     def spread(self, values: Tensor, batch: GlobalBatch) -> Tensor:
         """[n, ...] values of the valid samples -> [world, capacity, ...], zeros elsewhere."""
         if batch.slots is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mpsoftmax.head.derivatives import Reduced
 from mpsoftmax.kernels.problem import Swept, weigh
 from mpsoftmax.kernels.select import Kernel
 
@@ -88,6 +89,18 @@ def target_pulls(part: Contribution) -> Tensor:
         return torch.zeros_like(part.unit)
     weight = part.target[samples] * factor[rows.clamp_min(0)] / problem.scale
     return part.unit[samples] * weight.masked_fill(rows < 0, 0.0)[:, None]
+
+
+def coefficients(swept: Swept, reduced: Reduced, by_negatives: Tensor) -> Tensor:
+    """[n] what multiplies this shard's E: dL/dl over the total, relative to the shard's own maximum.
+
+    0/0 where a sample has no negatives at all, or none in this shard: exactly zero.
+    """
+    relative, any_here = reduced.total, reduced.total > 0
+    if swept.maximum is not None:
+        relative = reduced.total * torch.exp(reduced.maximum - swept.maximum)
+        any_here = swept.total > 0
+    return torch.where(any_here, by_negatives / relative, torch.zeros_like(relative))
 
 
 def union_of(indices: list[Tensor | None]) -> Tensor | None:

@@ -11,43 +11,34 @@ One step (DESIGN, section 3), with B valid samples of all ranks:
     class gradients, fused with the update   in step()            class_table.py, row_optim.py
 """
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mpsoftmax.comm import Comm, ProcessGroup
-from mpsoftmax.head.arguments import check_choice, check_whole
+from mpsoftmax.head.arguments import check_choice, check_part, check_whole
+from mpsoftmax.head.backward import HeadFunction, Recorded, feature_gradient, target_units
 from mpsoftmax.head.candidates import All, Candidates
 from mpsoftmax.head.class_table import UNTOUCHED, ClassTable, local_range
+from mpsoftmax.head.derivatives import Derivatives, Reduced, differentiate
 from mpsoftmax.head.exchange import Exchange, GlobalBatch, LocalBatch
-from mpsoftmax.head.gradient import Contribution, TileSource, union_of
+from mpsoftmax.head.gradient import Contribution, TileSource, coefficients, union_of
 from mpsoftmax.head.objectives import Objective, objective_named
 from mpsoftmax.head.optimizer import Optimizer
 from mpsoftmax.head.row_optim import RowRule, RowSGD
 from mpsoftmax.head.shift import static_shift
 from mpsoftmax.head.table_state import load_table_state, table_state
-from mpsoftmax.kernels.problem import NORM_FLOOR, Problem, Swept, finite
+from mpsoftmax.kernels.problem import Problem, Swept, finite
 from mpsoftmax.kernels.select import select
 
 COMPUTE_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 ROW_DTYPES = (torch.float64, torch.float32)
-
-
-@dataclass(frozen=True)
-class Forward:
-    """One forward's results, kept until its backward."""
-
-    contribution: Contribution
-    local: LocalBatch
-    batch: GlobalBatch
-    target_cosine: Tensor
-    """[n] over all ranks."""
-    norm_gradient: Tensor
-    """[n]: dL/da."""
 
 
 class ModelParallelSoftmax(nn.Module):
@@ -112,9 +103,12 @@ class ModelParallelSoftmax(nn.Module):
         self.candidates = (
             candidates_named(candidates) if isinstance(candidates, str) else candidates
         )
+        check_part("objective", self.objective, Objective)
+        check_part("candidates", self.candidates, Candidates)
         self.compute_dtype, self.e_budget_bytes, self.seed = compute_dtype, e_budget_bytes, seed
         self.row_rule = optimizer or RowSGD()
         self.comm = Comm(process_group)
+        self._agree(kernel, untouched, row_dtype, batch_capacity, init_std)
         self.local_range = local_range(num_classes, self.comm.world, self.comm.rank)
         self._kernel = select(kernel)
         self._shift = static_shift(self.objective.logit_range(), num_classes, compute_dtype)
@@ -126,7 +120,7 @@ class ModelParallelSoftmax(nn.Module):
             dim=embedding_dim,
             local=self.local_range,
             dtype=row_dtype,
-            device=torch.device(device or "cpu"),
+            device=torch.device("cpu" if device is None else device),
             seed=seed,
             init_std=init_std,
             rule=self.row_rule,
@@ -141,7 +135,23 @@ class ModelParallelSoftmax(nn.Module):
         self._contributions: list[Contribution] = []
         self._spare: Tensor | None = None  # memory of E of the last step, for the next forward
         self._candidate_index: Tensor | None = None
+        self._num_draws = 0  # training forwards since the last step: each draws its own candidates
         self.last_stats: dict[str, Tensor] = {}
+
+    def _agree(self, *more: object) -> None:
+        """Raise on every rank where the ranks were given different heads; nothing is counted."""
+        own = (self.embedding_dim, self.num_classes, self.objective, self.candidates, self.row_rule)
+        numbers = (self.compute_dtype, self.e_budget_bytes, self.seed)
+        description = repr((*own, *numbers, *more))
+        digest = int.from_bytes(hashlib.sha256(description.encode()).digest()[:7], "little")
+        digests = self.comm.all_gather(torch.tensor([digest], device=self.comm.device))[:, 0]
+        self.comm.reset_counters()
+        different = torch.nonzero(digests != digests[0])[:, 0].tolist()
+        if different:
+            raise ValueError(
+                f"ranks disagree about the head: ranks {different} differ from rank 0; this rank "
+                f"({self.comm.rank}) has {description}; allowed: equal arguments on all ranks"
+            )
 
     # -- forward and backward ------------------------------------------------------------------
 
@@ -163,35 +173,65 @@ class ModelParallelSoftmax(nn.Module):
             ValueError: on all ranks alike: a wrong shape, more than `batch_capacity` samples, or a label
                 outside [0, num_classes), with its value, rank and position.
         """
-        if not torch.is_grad_enabled():
-            return self._evaluate(features, labels, want_gradient=False)[0]
-        anchor = torch.zeros((), device=features.device, requires_grad=True)
-        return HeadFunction.apply(features, anchor, labels, self)  # type: ignore[return-value]
+        with no_autocast(features):
+            if not torch.is_grad_enabled():
+                return self._forward(features, labels, want_gradient=False)[0].loss
+            anchor = torch.zeros((), device=features.device, requires_grad=True)
+            arguments = (features, anchor, labels, self._record, self._backward)
+            return HeadFunction.apply(*arguments)  # type: ignore[return-value]
 
-    def _evaluate(
+    def _forward(
         self, features: Tensor, labels: Tensor, *, want_gradient: bool
-    ) -> tuple[Tensor, Forward | None]:
+    ) -> tuple[Derivatives, Swept, LocalBatch, GlobalBatch, Reduced]:
         """The forward pass up to the derivatives of Phi."""
         local, batch = self._exchange.gather(features, labels)
         index, target = self._draw(batch.labels)
+        self._candidate_index = index
         rows = self._table.current_rows(index)
         swept = self._sweep(batch, rows, target, want_gradient)
-        total, maximum, cosine = self._reduce(swept, self._target_cosine(batch, rows, target))
-        loss, statistics, gradients = self._objective(total, maximum, cosine, batch.norm)
-        self._candidate_index = index
-        self.last_stats = {**statistics, "candidates": torch.tensor(rows.shape[0])}
-        if not want_gradient:
-            return loss, None
-        by_target, by_negatives, by_norm = gradients
-        relative = total if swept.maximum is None else total * torch.exp(maximum - swept.maximum)
-        # 0/0 where a sample has no negatives anywhere: its negatives' gradient is exactly zero.
-        coefficient = torch.where(total > 0, by_negatives / relative, torch.zeros_like(total))
-        if swept.maximum is not None:  # a shard without any negatives of that sample
-            coefficient = torch.where(swept.total > 0, coefficient, torch.zeros_like(total))
-        contribution = Contribution(
-            index, swept, batch.unit.to(swept.total.dtype), coefficient, by_target
+        reduced = self._reduce(swept, self._target_cosine(batch, rows, target))
+        derivatives = differentiate(self.objective, reduced, batch.norm)
+        return derivatives, swept, local, batch, reduced
+
+    def _record(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Recorded]:
+        """The forward pass of training: the loss, and what its backward needs."""
+        derivatives, swept, local, batch, reduced = self._forward(
+            features, labels, want_gradient=True
         )
-        return loss, Forward(contribution, local, batch, cosine, by_norm)
+        self._num_draws += 1
+        candidates = torch.tensor(swept.problem.num_rows)
+        self.last_stats = {**derivatives.statistics, "candidates": candidates}
+        contribution = Contribution(
+            index=self._candidate_index,
+            swept=swept,
+            unit=batch.unit.to(swept.total.dtype),
+            negatives=coefficients(swept, reduced, derivatives.by_negatives),
+            target=derivatives.by_target,
+        )
+        return derivatives.loss, Recorded(
+            contribution=contribution,
+            local=local,
+            batch=batch,
+            target_cosine=reduced.cosine,
+            by_norm=derivatives.by_norm,
+            scale_is_norm=self.objective.scale_is_norm,
+            version=self._table.version,
+        )
+
+    def _backward(self, recorded: Recorded, factor: Tensor) -> Tensor:
+        """[b, D] world size * factor * dL/d features; leaves the class rows' part for step()."""
+        if recorded.version != self._table.version:
+            raise RuntimeError(
+                "backward() after the class rows moved (step(), load_rows() or load_state_dict()): the loss "
+                "must be computed again"
+            )
+        part = recorded.contribution
+        with no_autocast(part.unit):
+            gradient = feature_gradient(recorded, self._exchange)
+        self._contributions.append(
+            replace(part, negatives=part.negatives * factor, target=part.target * factor)
+        )
+        return gradient * (factor * self.comm.world)
 
     def _draw(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """This shard's candidate rows and, for every sample, its class's place among them or -1."""
@@ -200,7 +240,7 @@ class ModelParallelSoftmax(nn.Module):
         if isinstance(self.candidates, All):
             return None, torch.where(owned, labels - start, -1)
         positives = np.unique((labels[owned] - start).cpu().numpy())
-        key = (self.seed, self.comm.rank, self._table.num_steps, len(self._contributions))
+        key = (self.seed, self.comm.rank, self._table.num_steps, self._num_draws)
         drawn = self.candidates.draw(stop - start, positives, key)
         index = torch.from_numpy(drawn).to(labels.device)
         return index, torch.where(owned, torch.searchsorted(index, labels - start), -1)
@@ -231,84 +271,18 @@ class ModelParallelSoftmax(nn.Module):
         cosine = torch.linalg.vecdot(batch.unit.to(batch.norm.dtype), units)
         return cosine.masked_fill(target < 0, 0.0)
 
-    def _reduce(self, swept: Swept, cosine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Collective (2): (total, maximum, target cosine) over all shards, each [n].
+    def _reduce(self, swept: Swept, cosine: Tensor) -> Reduced:
+        """Collective (2): the row statistics over all shards.
 
         With a static shift two numbers a sample are summed; with a running maximum three are gathered.
         """
         if swept.maximum is None:
-            summed = self.comm.all_reduce_sum(torch.stack([swept.total, cosine]))
-            return summed[0], torch.full_like(summed[0], self._shift or 0.0), summed[1]
+            total, cosine = self.comm.all_reduce_sum(torch.stack([swept.total, cosine]))
+            return Reduced(total, torch.full_like(total, self._shift or 0.0), cosine)
         shards = self.comm.all_gather(torch.stack([swept.total, swept.maximum, cosine]))
         maximum = finite(shards[:, 1].amax(0))
         total = (shards[:, 0] * torch.exp(shards[:, 1] - maximum)).sum(0)
-        return total, maximum, shards[:, 2].sum(0)
-
-    def _objective(
-        self, total: Tensor, maximum: Tensor, cosine: Tensor, norm: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """Mean loss, statistics, and (dL/dt, dL/dl, dL/da) of the mean; computed in float64."""
-        dtype = total.dtype
-        t = cosine.double().requires_grad_()
-        negatives = (maximum.double() + total.double().log()).requires_grad_()
-        a = norm.double().requires_grad_()
-        num = max(1, t.numel())
-        with torch.enable_grad():
-            loss = self.objective.loss(t, negatives, a).sum() / num
-            gradients = torch.autograd.grad(
-                loss, (t, negatives, a), allow_unused=True, materialize_grads=True
-            )
-        with torch.no_grad():
-            finite_negatives = torch.where(total > 0, negatives, torch.zeros_like(negatives))
-            statistics = {
-                "target_cosine": (t.sum() / num).to(dtype),
-                "negatives_logsumexp": (finite_negatives.sum() / num).to(dtype),
-                "q": gradients[1].sum().to(dtype),
-                "feature_norm": (a.sum() / num).to(dtype),
-            }
-        by_target, by_negatives, by_norm = (gradient.to(dtype) for gradient in gradients)
-        return loss.detach().to(dtype), statistics, (by_target, by_negatives, by_norm)
-
-    def backward_features(self, forward: Forward, factor: Tensor) -> Tensor:
-        """Collective (3) of one forward, and the contribution to the class rows it leaves for step().
-
-        Args:
-            forward: What the forward pass kept.
-            factor: Scalar: gradient of the user's total with respect to the loss.
-
-        Returns:
-            [b, D] accumulate dtype: world_size * factor * gradient of the loss by this rank's raw features.
-        """
-        part, batch, local = forward.contribution, forward.batch, forward.local
-        self._contributions.append(
-            replace(part, negatives=part.negatives * factor, target=part.target * factor)
-        )
-        assert part.swept.pull is not None
-        by_unit = part.swept.pull * part.negatives[:, None]
-        if self.objective.scale_is_norm:
-            by_unit *= batch.norm[:, None]
-        problem = part.swept.problem
-        units = target_units(problem.rows, problem.target, by_unit.dtype)
-        owned = (problem.target >= 0).to(by_unit.dtype)
-        by_unit.addcmul_(units, (part.target * owned)[:, None])
-        by_unit = self.comm.reduce_scatter_sum(self._exchange.spread(by_unit, batch))
-        num = local.norm.shape[0]
-        by_unit = by_unit[:num]
-        along = torch.linalg.vecdot(by_unit, local.unit)
-        by_feature = (by_unit - along[:, None] * local.unit) / local.norm.clamp_min(NORM_FLOOR)[
-            :, None
-        ]
-        if self.objective.scale_is_norm:
-            by_norm = self._own(forward.norm_gradient, batch)[:num]
-            by_target = self._own(part.target * forward.target_cosine, batch)[:num]
-            # Negatives' logits are a <x, w>: their pull along x, over a, is dl/da (FORMULAS 3.7).
-            radial = by_norm + (along - by_target) / local.norm.clamp_min(NORM_FLOOR)
-            by_feature += radial[:, None] * local.unit
-        return by_feature * (factor * self.comm.world)
-
-    def _own(self, values: Tensor, batch: GlobalBatch) -> Tensor:
-        """This rank's part [capacity] of values [n] known for all valid samples."""
-        return self._exchange.spread(values, batch)[self.comm.rank]
+        return Reduced(total, maximum, shards[:, 2].sum(0))
 
     # -- update --------------------------------------------------------------------------------
 
@@ -325,6 +299,7 @@ class ModelParallelSoftmax(nn.Module):
         for part in self._contributions:
             self._spare = part.swept.kept
         self._contributions.clear()
+        self._num_draws = 0
 
     @torch.no_grad()
     def apply_contributions(self, hyper: Mapping[str, Any]) -> None:
@@ -378,6 +353,8 @@ class ModelParallelSoftmax(nn.Module):
             raise ValueError(
                 f"rows: shape {tuple(rows.shape)}; allowed: ({ids.numel()}, {self.embedding_dim})"
             )
+        if self._contributions:
+            raise RuntimeError("load_rows() between backward() and step(): allowed after step()")
         mine, local = self._owned(ids)
         self._table.set_rows(local, rows.to(self._table.weight.device)[mine])
 
@@ -403,8 +380,14 @@ class ModelParallelSoftmax(nn.Module):
         Returns:
             class ids int64 [b] and cosines [b]; ties go to the lowest id.
         """
-        ignored = torch.full((features.shape[0],), 0, dtype=torch.int64, device=features.device)
-        local, batch = self._exchange.gather(features, ignored)
+        labels = torch.zeros(features.shape[0], dtype=torch.int64, device=features.device)
+        exchange = Exchange(self.comm, self.embedding_dim, 1, self.compute_dtype, capacity=None)
+        with no_autocast(features):
+            return self._nearest(exchange, *exchange.gather(features, labels))
+
+    def _nearest(
+        self, exchange: Exchange, local: LocalBatch, batch: GlobalBatch
+    ) -> tuple[Tensor, Tensor]:
         best, where = torch.full_like(batch.norm, -torch.inf), torch.zeros_like(batch.labels)
         unit, start = batch.unit.to(batch.norm.dtype), self.local_range[0]
         rows = self._table.current_rows(None)
@@ -418,7 +401,7 @@ class ModelParallelSoftmax(nn.Module):
         winner = values.argmax(0, keepdim=True)
         found, cosine = ids.gather(0, winner)[0], values.gather(0, winner)[0]
         num = local.norm.shape[0]
-        return self._own(found, batch)[:num], self._own(cosine, batch)[:num]
+        return exchange.own(found, batch)[:num], exchange.own(cosine, batch)[:num]
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -454,7 +437,7 @@ class ModelParallelSoftmax(nn.Module):
         except ValueError as error:
             error_msgs.append(str(error))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "ModelParallelSoftmax":
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Refuse .to(), .half(), ...: rows do not move; device and dtypes are arguments."""
         probe = self._table.weight[:0]
         moved = fn(probe)
@@ -466,38 +449,9 @@ class ModelParallelSoftmax(nn.Module):
         return self
 
 
-class HeadFunction(torch.autograd.Function):
-    """Binds the head's forward and backward to autograd; the class rows are no autograd inputs."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, features: Tensor, anchor: Tensor, labels: Tensor, head: ModelParallelSoftmax
-    ) -> Tensor:
-        """Loss; `anchor` only makes it differentiable where the features are frozen."""
-        loss, ctx.kept = head._evaluate(features, labels, want_gradient=True)
-        ctx.head, ctx.dtype = head, features.dtype
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        """The features' gradient, in their dtype.
-
-        What the forward kept is handed over, not shared: `step()` will reuse its memory.
-        """
-        kept, ctx.kept = ctx.kept, None
-        if kept is None:
-            raise RuntimeError(
-                "backward through the same head loss twice: not supported; call the head again"
-            )
-        gradient = ctx.head.backward_features(kept, factor)
-        return gradient.to(ctx.dtype), None, None, None
-
-
-def target_units(rows: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
-    """[n, D] unit rows of each sample's class; arbitrary where target is -1; zeros without rows."""
-    if rows.shape[0] == 0:
-        return rows.new_zeros(target.shape[0], rows.shape[1], dtype=dtype)
-    return nn.functional.normalize(rows[target.clamp_min(0)].to(dtype), dim=1, eps=NORM_FLOOR)
+def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """The head states its own dtypes: a surrounding autocast must not lower them."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def candidates_named(name: str) -> Candidates:

@@ -25,11 +25,15 @@ def load_table_state(table: ClassTable, state: Mapping[str, Any]) -> None:
     """Overwrite the table with what `table_state` gave, here or at another world size.
 
     Raises:
-        ValueError: another number of classes, or a shard of another world size.
+        ValueError: another number of classes, a shard of another world size, or another `untouched`.
     """
+    parts = {name: local_part(table, name, state[name]) for name in table.tensors()}
+    progress = {name: state[name] for name in table.progress()}
+    table.check_progress(**progress)
+    # Nothing is overwritten before everything fits.
     for name, tensor in table.tensors().items():
-        tensor.copy_(local_part(table, name, state[name]))
-    table.set_progress(**{name: state[name] for name in table.progress()})
+        tensor.copy_(parts[name])
+    table.set_progress(**progress)
 
 
 def local_part(table: ClassTable, name: str, tensor: Tensor) -> Tensor:

@@ -1,0 +1,91 @@
+"""From Phi's derivatives to the gradient of the raw features: collective (3), and the autograd binding."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mpsoftmax.head.exchange import Exchange, GlobalBatch, LocalBatch
+from mpsoftmax.head.gradient import Contribution
+from mpsoftmax.kernels.problem import NORM_FLOOR
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One forward's results, kept until its backward."""
+
+    contribution: Contribution
+    local: LocalBatch
+    batch: GlobalBatch
+    target_cosine: Tensor
+    """[n] over all ranks."""
+    by_norm: Tensor
+    """[n]: dL/da with t and l held fixed."""
+    scale_is_norm: bool
+    """Whether the negatives were scaled by the feature norm."""
+    version: int
+    """Of the class table: the rows must not have moved since."""
+
+
+def feature_gradient(recorded: Recorded, exchange: Exchange) -> Tensor:
+    """Gradient of the loss by this rank's raw features: [b, D] accumulate dtype. Collective.
+
+    A zero feature has no direction: its gradient is zero.
+    """
+    part, batch, local = recorded.contribution, recorded.batch, recorded.local
+    assert part.swept.pull is not None
+    by_unit = part.swept.pull * part.negatives[:, None]
+    if recorded.scale_is_norm:
+        by_unit *= batch.norm[:, None]
+    problem = part.swept.problem
+    units = target_units(problem.rows, problem.target, by_unit.dtype)
+    owned = (problem.target >= 0).to(by_unit.dtype)
+    by_unit.addcmul_(units, (part.target * owned)[:, None])
+    by_unit = exchange.comm.reduce_scatter_sum(exchange.spread(by_unit, batch))
+    num = local.norm.shape[0]
+    by_unit = by_unit[:num]
+    inverse = torch.where(local.norm > NORM_FLOOR, local.norm.reciprocal(), 0.0)
+    along = torch.linalg.vecdot(by_unit, local.unit)
+    by_feature = (by_unit - along[:, None] * local.unit) * inverse[:, None]
+    if recorded.scale_is_norm:
+        by_norm = exchange.own(recorded.by_norm, batch)[:num]
+        by_target = exchange.own(part.target * recorded.target_cosine, batch)[:num]
+        # Negatives' logits are a <x, w>: their pull along x, over a, is dl/da (FORMULAS 3.7).
+        radial = by_norm + (along - by_target) * inverse
+        by_feature += radial[:, None] * local.unit
+    return by_feature
+
+
+def target_units(rows: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+    """[n, D] unit rows of each sample's class; arbitrary where target is -1; zeros without rows."""
+    if rows.shape[0] == 0:
+        return rows.new_zeros(target.shape[0], rows.shape[1], dtype=dtype)
+    return nn.functional.normalize(rows[target.clamp_min(0)].to(dtype), dim=1, eps=NORM_FLOOR)
+
+
+class HeadFunction(torch.autograd.Function):
+    """Binds a head's forward and backward to autograd; the class rows are no autograd inputs."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        features: Tensor,
+        anchor: Tensor,
+        labels: Tensor,
+        forward: Callable[[Tensor, Tensor], tuple[Tensor, Recorded]],
+        backward: Callable[[Recorded, Tensor], Tensor],
+    ) -> Tensor:
+        """Loss; `anchor` only makes it differentiable where the features are frozen."""
+        loss, ctx.recorded = forward(features, labels)
+        ctx.backward, ctx.dtype = backward, features.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        """The features' gradient, in their dtype."""
+        gradient = ctx.backward(ctx.recorded, factor)
+        return gradient.to(ctx.dtype), None, None, None, None
