@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         help="glyphs-open, glyphs-closed, a .bin file, or a pair list as LIST or LIST@FOLDER-OR-TAR",
     )
     evaluate.add_argument("--protocol", choices=["verification"], default="verification")
+    evaluate.add_argument(
+        "--thresholds",
+        choices=["exact", "insightface"],
+        default="exact",
+        help="exact: over all similarities; insightface: its grid, for comparison with arcface_torch",
+    )
     evaluate.add_argument("--json", metavar="OUT", help="write the result to this file too")
     evaluate.add_argument(
         "--trust-code", action="store_true", help="import a backbone that the checkpoint names"
@@ -120,12 +126,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse_train(given) if given[:1] == ["train"] else parser().parse_args(given)
     commands = {"train": train, "evaluate": evaluate, "convert": convert, "inspect": inspect}
+    from mpsoftmax.comm import AgreedError
+
     try:
         return commands[options.command](options, given)
     except ValueError as error:
-        # Every rank of a group meets the same mistake; one of them says so.
-        if os.environ.get("RANK", "0") == "0" or str(error).startswith("rank "):
-            print(f"mpsoftmax {options.command}: error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        # What every rank met alike, one of them says; what one rank met alone, it says itself.
+        if rank == "0" or not isinstance(error, AgreedError):
+            where = "" if rank == "0" else f"rank {rank}: "
+            print(
+                f"mpsoftmax {options.command}: error: {where}{error}", file=sys.stderr, flush=True
+            )
         return USER_ERROR
 
 
@@ -169,6 +181,8 @@ def train(options: argparse.Namespace, given: list[str]) -> int:
     from mpsoftmax.config import load, to_yaml
     from mpsoftmax.train.build import check_parts
 
+    # As `python -m` and torchrun have it: a backbone beside the config is found by its import path.
+    sys.path.insert(0, os.getcwd())
     config = load(options.config, options.overrides)
     check_parts(config)
     if options.print:
@@ -183,7 +197,7 @@ def train(options: argparse.Namespace, given: list[str]) -> int:
     try:
         summary = Trainer(config, comm).run()
         if comm.rank == 0:
-            print(f"done: {summary.steps} steps; results in {summary.folder}")
+            print(f"done: step {summary.steps}; results in {summary.folder}")
     finally:
         disconnect()
     return 0
@@ -204,6 +218,7 @@ def evaluate(options: argparse.Namespace, given: list[str]) -> int:
             comm,
             with_baseline=options.baseline,
             trust_code=options.trust_code,
+            thresholds=options.thresholds,
         )
     finally:
         disconnect()

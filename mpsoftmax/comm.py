@@ -6,13 +6,15 @@ that tests can assert the number of collectives and their bytes. It knows nothin
 
 import datetime
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import ProcessGroup as ProcessGroup
+from torch._C._distributed_c10d import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 def _collective(new: str, old: str) -> Callable[..., object]:
     """Torch 2.13 renamed the single-tensor collectives and warns about the old names."""
     return getattr(dist, new, None) or getattr(dist, old)
+
+
+T = TypeVar("T")
+
+
+class AgreedError(ValueError):
+    """A user's mistake that every rank raises with the same text, so that one of them need say it."""
 
 
 class Comm:
@@ -125,10 +134,44 @@ class Comm:
         )
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
-        """The module under DistributedDataParallel; itself where there is one process only."""
+        """The module under DistributedDataParallel; itself where there is one process only.
+
+        DDP regroups its gradient buckets after the first backward, so a resumed run would sum its first step
+        in another order than the run it continues; find_unused_parameters keeps the grouping fixed.
+        """
         if self.world == 1:
             return module
-        return DistributedDataParallel(module, process_group=self._group)
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        return DistributedDataParallel(
+            module, process_group=self._group, find_unused_parameters=True
+        )
+
+    def share(self, value: object) -> list[Any]:
+        """Small plain values of every rank, in rank order."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank; if it fails for a user's reason anywhere, all ranks raise that.
+
+        Raises:
+            ValueError: on all ranks, with the text of the first rank that failed and its number where only
+                some did.
+        """
+        result, problem = None, None
+        try:
+            result = action()
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        problems = self.share(problem)
+        failed = [rank for rank, text in enumerate(problems) if text is not None]
+        if failed:
+            where = "" if len(failed) == self.world else f"rank {failed[0]}: "
+            raise AgreedError(where + problems[failed[0]])
+        return cast(T, result)
 
 
 def local_rows(tensor: Tensor) -> Tensor:
@@ -153,10 +196,19 @@ def connect(timeout_s: float) -> Comm:
 
     Args:
         timeout_s: Seconds after which a collective that some rank never joined raises.
+
+    Raises:
+        ValueError: more local ranks than GPUs.
     """
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        device, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if device >= num_gpus:
+            raise ValueError(
+                f"local rank {device}, but this machine has {num_gpus} GPU(s); allowed: at most one rank a "
+                "GPU, or CUDA_VISIBLE_DEVICES= to train on CPUs"
+            )
+        torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     timeout = datetime.timedelta(seconds=timeout_s)
     if launched_by_torchrun():

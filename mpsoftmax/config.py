@@ -261,37 +261,43 @@ def check_ranges(config: Config) -> None:
         ("train.schedule.power", schedule.power),
         ("train.schedule.gamma", schedule.gamma),
         ("head.init_std", head.init_std),
+        ("data.crop", data.crop),
     ):
         if number is not None and not 0 < number < float("inf"):
             raise ValueError(f"{path}: {number}; allowed: a positive number")
-    if not 0 < data.crop <= 1:
-        raise ValueError(f"data.crop: {data.crop}; allowed: 0 < crop <= 1")
-    for path, number in (
-        ("train.schedule.warmup", schedule.warmup),
-        ("train.schedule.end", schedule.end),
-        ("train.optimizer.momentum", optimizer.momentum),
-        ("train.optimizer.weight_decay", optimizer.weight_decay),
+    for path, number, limit in (
+        ("train.schedule.warmup", schedule.warmup, float("inf")),
+        ("train.schedule.end", schedule.end, 1.0),
+        ("train.optimizer.weight_decay", optimizer.weight_decay, float("inf")),
+        ("train.optimizer.momentum", optimizer.momentum, 1.0),
+        ("train.optimizer.betas[0]", optimizer.betas[0], 1.0),
+        ("train.optimizer.betas[1]", optimizer.betas[1], 1.0),
     ):
-        if not 0 <= number < float("inf"):
-            raise ValueError(f"{path}: {number}; allowed: 0 or more")
+        if not 0 <= number < limit:
+            raise ValueError(f"{path}: {number}; allowed: 0 <= value < {limit}")
 
 
 def check_combinations(config: Config) -> None:
     """Raise ValueError for settings that contradict or ignore each other."""
     train, data = config.train, config.data
+    if not config.run.dir:
+        raise ValueError("run.dir: ''; allowed: the path of a folder")
+    if data.crop > 1:
+        raise ValueError(f"data.crop: {data.crop}; allowed: 0 < crop <= 1")
     if (train.steps is None) == (train.epochs is None):
         raise ValueError(
-            f"train.steps: {train.steps} and train.epochs: {train.epochs}; allowed: exactly one of them"
+            f"train.steps: {train.steps} and train.epochs: {train.epochs}; allowed: exactly one of them "
+            "(the other null)"
         )
     if train.batch_size < train.accumulation:
         raise ValueError(
             f"train.accumulation: {train.accumulation}; allowed: at most train.batch_size="
             f"{train.batch_size}, so that no micro-batch is empty"
         )
-    if data.order == "pk" and (train.batch_size // train.accumulation) % data.images_per_class:
+    if data.order == "pk" and train.batch_size % (train.accumulation * data.images_per_class):
         raise ValueError(
-            f"train.batch_size: {train.batch_size}; allowed with data.order=pk: micro-batches that are a "
-            f"multiple of data.images_per_class={data.images_per_class}"
+            f"train.batch_size: {train.batch_size}; allowed with data.order=pk: a multiple of "
+            f"train.accumulation * data.images_per_class={train.accumulation * data.images_per_class}"
         )
     if train.schedule.milestones and train.schedule.kind != "step":
         raise ValueError(
@@ -340,10 +346,22 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice instead of keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise ValueError(f"key {', '.join(sorted(twice))} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """YAML, safely; a ValueError that names the place."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=UniqueKeyLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 

@@ -69,7 +69,7 @@ class Loader:
             augment: augmentations, applied in this order.
             seed: of the augmentations, 0 .. 2^64-1.
             workers: worker processes; 0 reads in this process.
-            max_corrupt: corrupt images a stream may hold before it stops with an error.
+            max_corrupt: different corrupt images a stream may meet before it stops with an error.
 
         Raises:
             ValueError: a value is out of range, or the decoder is unknown or not installed.
@@ -106,13 +106,13 @@ class Loader:
             ValueError: more corrupt images in this stream than `max_corrupt`; names the image. Or
                 a position beyond the set where there is no order.
         """
-        num_corrupt = 0
+        names: set[str] = set()
         for images, labels, corrupt in self._read(cuts):
-            num_corrupt += len(corrupt)
-            if num_corrupt > self._max_corrupt:
-                name, problem = corrupt[self._max_corrupt - num_corrupt]  # the first too many
+            names.update(name for name, _ in corrupt)
+            if len(names) > self._max_corrupt:
+                name, problem = corrupt[-1]
                 raise ValueError(
-                    f"corrupt image {name}: {problem} ({num_corrupt} corrupt so far, max_corrupt:"
+                    f"corrupt image {name}: {problem} ({len(names)} corrupt so far, max_corrupt:"
                     f" {self._max_corrupt})"
                 )
             yield Batch(images, labels, tuple(name for name, _ in corrupt))

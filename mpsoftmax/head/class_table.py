@@ -42,8 +42,8 @@ def initial_rows(start: int, stop: int, dim: int, seed: int, std: float) -> np.n
         key=np.random.SeedSequence([seed, 0x524F5753]).generate_state(2, np.uint64)
     )
     bits.advance(start * blocks_per_row)
-    words = bits.random_raw((stop - start) * blocks_per_row * 4).reshape(stop - start, -1)
-    words = words[:, :num_pairs]
+    per_row = blocks_per_row * 4
+    words = bits.random_raw((stop - start) * per_row).reshape(stop - start, per_row)[:, :num_pairs]
     uniform = (words >> np.uint64(32)).astype(np.float64) + 0.5
     radius = np.sqrt(-2.0 * np.log(uniform * 2.0**-32)) * std
     turn = (words & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2.0 * np.pi * 2.0**-32)

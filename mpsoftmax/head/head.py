@@ -20,8 +20,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._distributed_c10d import ProcessGroup
 
-from mpsoftmax.comm import Comm, ProcessGroup
+from mpsoftmax.comm import Comm
 from mpsoftmax.head.arguments import check_choice, check_part, check_whole
 from mpsoftmax.head.backward import HeadFunction, Recorded, feature_gradient, target_units
 from mpsoftmax.head.candidates import All, Candidates

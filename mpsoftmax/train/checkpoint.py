@@ -98,9 +98,29 @@ class Checkpoints:
     keep: int = 3
 
     def latest(self) -> Path | None:
-        """The directory of the newest complete checkpoint, or None."""
+        """The directory `latest` points to; None where nothing was saved yet.
+
+        Raises:
+            ValueError: complete checkpoints exist but `latest` names none of them: starting over without a
+                word would be worse than asking.
+        """
         link = self.folder / "latest"
-        return link.resolve() if link.is_symlink() and (link / METADATA_FILE).exists() else None
+        if link.is_symlink() and (link / METADATA_FILE).exists():
+            return link.resolve()
+        complete = [path.name for _, path in self._saved() if (path / METADATA_FILE).exists()]
+        if complete:
+            raise ValueError(
+                f"checkpoints: {self.folder} holds {', '.join(complete)}, but 'latest' is missing or names "
+                f"none of them; allowed: a symbolic link to one (ln -s {complete[-1]} {link})"
+            )
+        return None
+
+    def _saved(self) -> list[tuple[int, Path]]:
+        """(step, directory) of every saved checkpoint, oldest first."""
+        numbers = (
+            (path.name.removeprefix(PREFIX), path) for path in self.folder.glob(f"{PREFIX}*")
+        )
+        return sorted((int(number), path) for number, path in numbers if number.isdigit())
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
         """Write a checkpoint; collective. `state` must be JSON-ready and is taken from rank 0."""
@@ -117,8 +137,10 @@ class Checkpoints:
             if final.exists():  # a run that was resumed from an older checkpoint passes here again
                 shutil.rmtree(final)
             os.replace(partial, final)
+            sync_folder(self.folder)
             self._point_latest(final)
-            self._prune()
+            sync_folder(self.folder)
+            self._prune(step)
         self.comm.barrier()
         return final
 
@@ -128,14 +150,22 @@ class Checkpoints:
         link.symlink_to(final.name)
         os.replace(link, self.folder / "latest")
 
-    def _prune(self) -> None:
-        saved = [
-            (int(path.name.removeprefix(PREFIX)), path)
-            for path in self.folder.glob(f"{PREFIX}*")
-            if path.name.removeprefix(PREFIX).isdigit()
-        ]
-        for _, path in sorted(saved)[: -self.keep]:
+    def _prune(self, step: int) -> None:
+        """Drop the oldest, unfinished ones, and those of a future that a resumed run has left behind."""
+        saved = self._saved()
+        stale = [path for number, path in saved if number > step]
+        stale += [path for number, path in saved if number <= step][: -self.keep]
+        for path in [*stale, *self.folder.glob(f"{PREFIX}*.partial")]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the entries of a directory are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

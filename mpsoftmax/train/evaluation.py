@@ -98,7 +98,21 @@ class Evaluator:
 
     def run(self, net: nn.Module, head: ModelParallelSoftmax | None) -> list[dict[str, Any]]:
         """Figures of every set in data.eval, the same on every rank; collective."""
-        return [self.figures(self.open(spec), net, head) for spec in self.config.data.eval]
+        return [self.figures(chosen, net, head) for chosen in self.open_all()]
+
+    def open_all(self) -> list[EvaluationSet]:
+        """The sets of data.eval.
+
+        Raises:
+            ValueError: two of them have the same name.
+        """
+        chosen = [self.open(spec) for spec in self.config.data.eval]
+        names = [one.name for one in chosen]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"data.eval: {names}; allowed: file names that differ before the suffix"
+            )
+        return chosen
 
     def open(self, spec: str) -> EvaluationSet:
         """The set of that name."""
@@ -160,16 +174,16 @@ class Evaluator:
 
 
 def verify_set(
-    embeddings: Tensor, chosen: EvaluationSet, num_bootstrap: int = 1000
+    embeddings: Tensor, chosen: EvaluationSet, num_bootstrap: int = 1000, protocol: str = "exact"
 ) -> VerificationResult:
     """Ten-fold verification of a set from its unit embeddings; no intervals with num_bootstrap 0."""
     similarity = pair_similarity(embeddings, chosen.pairs)
-    return verify(similarity, chosen.same, num_bootstrap=num_bootstrap)
+    return verify(similarity, chosen.same, num_bootstrap=num_bootstrap, protocol=protocol)
 
 
-def baseline(chosen: EvaluationSet) -> VerificationResult:
+def baseline(chosen: EvaluationSet, protocol: str) -> VerificationResult:
     """The same protocol on raw pixels: what no learning at all reaches."""
-    return verify_set(raw_pixels(chosen.images), chosen)
+    return verify_set(raw_pixels(chosen.images), chosen, protocol=protocol)
 
 
 def glyph_recall(embeddings: Tensor, chosen: EvaluationSet) -> float:

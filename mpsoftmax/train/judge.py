@@ -38,7 +38,15 @@ def checkpoint_of(model: str, comm: Comm) -> Path:
     return latest
 
 
-def judge(model: str, data: str, comm: Comm, *, with_baseline: bool, trust_code: bool) -> Judgement:
+def judge(
+    model: str,
+    data: str,
+    comm: Comm,
+    *,
+    with_baseline: bool,
+    trust_code: bool,
+    thresholds: str = "exact",
+) -> Judgement:
     """Verification of a trained backbone; collective.
 
     Args:
@@ -46,13 +54,14 @@ def judge(model: str, data: str, comm: Comm, *, with_baseline: bool, trust_code:
         data: A verification set, as in data.eval.
         comm: The ranks that share the embedding.
         with_baseline: Also judge raw pixels by the same protocol.
+        thresholds: "exact", or "insightface" for its grid of distances.
         trust_code: Import the backbone a checkpoint names by package.module:callable.
 
     Raises:
         ValueError: no such model or data, or a damaged checkpoint.
     """
-    checkpoint = checkpoint_of(model, comm)
-    state = read_state(checkpoint)
+    checkpoint = comm.together(lambda: checkpoint_of(model, comm))
+    state = comm.together(lambda: read_state(checkpoint))
     config = from_tree(state["config"])
     door, colon, _ = config.backbone.name.partition(":")
     if colon and door not in ("timm", "transformers") and not trust_code:
@@ -64,9 +73,9 @@ def judge(model: str, data: str, comm: Comm, *, with_baseline: bool, trust_code:
     net = build_net(config).to(device)
     load_backbone(checkpoint, net)
     evaluator = Evaluator(config, (), comm, device)
-    chosen = evaluator.open(data)
+    chosen = comm.together(lambda: evaluator.open(data))
     embeddings = evaluator.embeddings(chosen, net)
-    result = verify_set(embeddings, chosen)
+    result = verify_set(embeddings, chosen, protocol=thresholds)
     values: dict[str, Any] = {
         "model": str(checkpoint),
         "step": state["step"],
@@ -78,7 +87,7 @@ def judge(model: str, data: str, comm: Comm, *, with_baseline: bool, trust_code:
         values["recall_at_1"] = glyph_recall(embeddings, chosen)
         text.append(f"recall@1, gallery one font: {values['recall_at_1']:.4f}")
     if with_baseline:
-        raw = baseline(chosen)
+        raw = baseline(chosen, thresholds)
         values["raw_pixels"] = raw.as_dict()
         text.append(f"raw pixels: accuracy {raw.accuracy:.4f}, AUC {raw.auc:.4f}")
     return Judgement("\n".join(text), values)

@@ -6,18 +6,22 @@ consumed, so any world size continues where another stopped.
 """
 
 import contextlib
+import hashlib
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpsoftmax.comm import Comm
+from mpsoftmax.comm import AgreedError, Comm
 from mpsoftmax.config import Config, to_tree, to_yaml
+from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.order import share
 from mpsoftmax.data.pixels import to_float
@@ -64,11 +68,12 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", comm, config.train.keep_checkpoints
         )
-        resume = self._resume_from()
+        resume = self._open_folder()
         images = open_in_turn(config, comm)
+        self.data = describe_data(images, comm)
         self.num_steps = total_steps(config, len(images))
         torch.manual_seed(config.train.seed)
-        self.net = build_net(config).to(self.device)
+        self.net = comm.together(lambda: build_net(config)).to(self.device)
         self.memory_format = (
             torch.channels_last if config.backbone.channels_last else torch.contiguous_format
         )
@@ -77,9 +82,9 @@ class Trainer:
         self.head = build_head(config, len(images.class_names), comm.world, self.device)
         torch.manual_seed(config.train.seed + 1 + comm.rank)  # dropout differs between ranks
         self.step, self.samples = 0, 0
+        self.skipped: set[str] = set()
         if resume is not None:
-            state = load_run_state(resume, self.net, self.optimizer, self.head, comm)
-            self.step, self.samples = state["step"], state["samples"]
+            self._resume(resume)
         self.loader = Loader(
             images,
             build_order(config, images),
@@ -92,32 +97,71 @@ class Trainer:
             max_corrupt=config.data.max_corrupt,
         )
         self.evaluator = Evaluator(config, images.class_names, comm, self.device)
-        for (
-            spec
-        ) in config.data.eval:  # a missing set is better found now than at the first evaluation
-            self.evaluator.open(spec)
-        self.log = Log(config, self.folder, self.num_steps, self.step, comm.rank)
+        # A missing set is better found now than at the first evaluation.
+        comm.together(self.evaluator.open_all)
+        self.log = comm.together(self._open_log)
         self._describe(resume, len(images), len(images.class_names))
 
-    def _resume_from(self) -> Path | None:
-        """The checkpoint to continue from; writes config.yaml for a new or continued run."""
-        latest = self.checkpoints.latest()
-        started = (self.folder / "metrics.jsonl").exists() or latest is not None
-        if started and not self.config.run.resume:
-            raise ValueError(
-                f"run.dir: {self.folder} already holds a run; allowed: a new folder, or run.resume=true"
-            )
-        self.comm.barrier()
+    def _open_folder(self) -> Path | None:
+        """The checkpoint to continue from, the same for all ranks.
+
+        Raises:
+            ValueError: the folder holds a run that is not to be continued, or is not shared by all ranks.
+        """
+
+        def find() -> str | None:
+            latest = self.checkpoints.latest()
+            started = (self.folder / "metrics.jsonl").exists() or latest is not None
+            if started and not self.config.run.resume:
+                raise ValueError(
+                    f"run.dir: {self.folder} already holds a run; allowed: a new folder, or run.resume=true"
+                )
+            return None if latest is None else latest.name
+
+        found = self.comm.share(self.comm.together(find))
         if self.comm.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-        return latest
+        self.comm.barrier()
+        if len(set(found)) > 1 or not all(self.comm.share(self.folder.is_dir())):
+            raise AgreedError(
+                f"run.dir: {self.folder} is not the same folder on all ranks; allowed: one on a file system "
+                "that all nodes share"
+            )
+        return None if found[0] is None else self.checkpoints.folder / found[0]
+
+    def _resume(self, path: Path) -> None:
+        state = self.comm.together(lambda: read_state(path))
+        saved = state.get("data")
+        if (
+            saved != self.data
+            and saved is not None
+            and saved["num_classes"] == self.data["num_classes"]
+        ):
+            raise AgreedError(
+                f"data.train: {self.data}; checkpoint {path} was trained on {saved}; allowed: the same "
+                "images in the same order, or a new run.dir"
+            )
+        load_run_state(path, self.net, self.optimizer, self.head, self.comm)
+        self.step, self.samples = state["step"], state["samples"]
+
+    def _open_log(self) -> Log:
+        """config.yaml, and every sink of metrics: written once the run is known to fit."""
+        if self.comm.rank == 0:
+            replacement = self.folder / "config.yaml.new"
+            replacement.write_text(to_yaml(self.config), encoding="utf-8")
+            os.replace(replacement, self.folder / "config.yaml")
+        return Log(self.config, self.folder, self.num_steps, self.step, self.comm.rank)
 
     def _describe(self, resume: Path | None, num_images: int, num_classes: int) -> None:
         if resume is not None:
             self.log.say(f"resuming from {resume} at step {self.step}")
             for change in changed_settings(read_state(resume)["config"], to_tree(self.config)):
                 self.log.say(f"  changed {change}")
+        if self.step >= self.num_steps:
+            self.log.say(
+                f"nothing left to do: step {self.step} of {self.num_steps} is reached; raise train.steps, or "
+                "choose another run.dir"
+            )
         self.log.say(
             f"{num_images} images, {num_classes} classes, {self.comm.world} rank(s), {self.device.type}; "
             f"{self.num_steps} steps of {self.config.train.batch_size}; run folder {self.folder}"
@@ -156,25 +200,20 @@ class Trainer:
 
     def _step(self, net: nn.Module, batches: Iterator[Batch]) -> dict[str, Any]:
         """One optimiser step over all micro-batches; returns its line of metrics (as tensors)."""
-        began, waited = time.perf_counter(), 0.0
-        train = self.config.train
+        began = time.perf_counter()
+        parts = [self._next(batches) for _ in range(self.config.train.accumulation)]
+        waited = time.perf_counter() - began
         factor = self._set_learning_rates()
         loss = torch.zeros((), device=self.device)
-        for micro in range(train.accumulation):
-            fetching = time.perf_counter()
-            batch = self._next(batches)
-            waited += time.perf_counter() - fetching
-            if batch.skipped:
-                self._report_skipped(batch.skipped)
-            low, high = share(train.batch_size, micro, train.accumulation)
-            last = micro == train.accumulation - 1
-            loss += self._backward(net, batch, (high - low) / train.batch_size, last)
+        for number, (batch, weight) in enumerate(zip(parts, self._weights(parts), strict=True)):
+            loss += self._backward(net, batch, weight, last=number == len(parts) - 1)
         norm = self._clip()
+        self._check_finite(loss, norm)
         self.optimizer.step()
         self.head.step()
         self.optimizer.zero_grad()
         self.step += 1
-        self.samples += train.batch_size
+        self.samples += self.config.train.batch_size
         elapsed = time.perf_counter() - began
         return {
             "kind": "train",
@@ -185,25 +224,47 @@ class Trainer:
             **self.head.last_stats,
             **({} if norm is None else {"gradient_norm": norm}),
             "timing": {
-                "images_per_s": train.batch_size / elapsed,
+                "images_per_s": self.config.train.batch_size / elapsed,
                 "step_s": elapsed,
                 "data_wait_s": waited,
             },
         }
 
-    def _backward(self, net: nn.Module, batch: Batch, weight: float, last: bool) -> Tensor:
+    def _backward(self, net: nn.Module, batch: Batch, weight: float, *, last: bool) -> Tensor:
         """Forward and backward of one micro-batch; its share of the step's loss."""
         images = to_float(batch.images.to(self.device, non_blocking=True))
         images = images.to(memory_format=self.memory_format)
         labels = batch.labels.to(self.device, non_blocking=True)
-        ddp = isinstance(net, torch.nn.parallel.DistributedDataParallel)
-        with contextlib.nullcontext() if last or not ddp else net.no_sync():  # type: ignore[operator]
+        # Gradients are reduced once a step, with the last micro-batch.
+        local = isinstance(net, torch.nn.parallel.DistributedDataParallel) and not last
+        with net.no_sync() if local else contextlib.nullcontext():  # type: ignore[operator]
             bf16 = self.config.train.precision == "bf16"
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 features = net(images)
             loss = self.head(features.float(), labels) * weight
             loss.backward()
         return loss.detach().to(torch.float32)
+
+    def _weights(self, parts: list[Batch]) -> list[float]:
+        """Share of the step's valid samples in each micro-batch: their losses are means over those."""
+        if len(parts) == 1:
+            return [1.0]
+        valid = torch.tensor([int((batch.labels >= 0).sum()) for batch in parts])
+        counts = self.comm.all_reduce_sum(valid.to(self.device)).tolist()
+        return [count / max(1, sum(counts)) for count in counts]
+
+    def _check_finite(self, loss: Tensor, norm: Tensor | None) -> None:
+        """Stop on all ranks before anything non-finite reaches a weight.
+
+        Raises:
+            ValueError: the loss or the clipped gradient's norm is not finite.
+        """
+        for name, value in (("loss", loss), ("gradient norm", norm)):
+            if value is not None and not math.isfinite(value.item()):
+                raise AgreedError(
+                    f"{name} {value.item()} at step {self.step + 1}: stopped, no weight has moved; lower the "
+                    "learning rate, warm up longer, or clip (train.clip_norm)"
+                )
 
     def _set_learning_rates(self) -> float:
         factor = learning_rate_factor(self.config.train.schedule, self.step, self.num_steps)
@@ -222,14 +283,12 @@ class Trainer:
         return nn.utils.clip_grad_norm_(self.net.parameters(), limit)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        try:
-            return next(batches)
-        except ValueError as error:  # this rank alone knows; the launcher ends the others
-            raise ValueError(f"rank {self.comm.rank}: {error}") from error
-
-    def _report_skipped(self, names: tuple[str, ...]) -> None:
-        for name in names:
+        """The next micro-batch; what had to be left out of it is named and counted."""
+        batch = next(batches)
+        for name in batch.skipped:
+            self.skipped.add(name)
             print(f"rank {self.comm.rank}: skipped undecodable image {name}", flush=True)  # noqa: T201
+        return batch
 
     def _evaluate(self) -> list[dict[str, Any]]:
         # Running batch statistics differ between ranks until DDP's next forward: judge the model that a
@@ -247,6 +306,7 @@ class Trainer:
             "samples": self.samples,
             "world": self.comm.world,
             "num_classes": self.head.num_classes,
+            "data": self.data,
             "config": to_tree(self.config),
         }
         self.checkpoints.save(self.step, tensors, state)
@@ -280,22 +340,37 @@ def training_device() -> torch.device:
     return torch.device("cpu")
 
 
-def open_in_turn(config: Config, comm: Comm) -> Any:
-    """The training images; rank 0 first, so that a cache is filled once and not by every rank."""
-    if comm.rank == 0:
-        images, error = try_open(config)
-        comm.barrier()
-    else:
-        comm.barrier()
-        images, error = try_open(config)
-    if error is not None:
-        raise error
-    return images
+def open_in_turn(config: Config, comm: Comm) -> ImageSet:
+    """The training images; rank 0 first, so that a cache is filled once and not by every rank.
+
+    Raises:
+        ValueError: they cannot be opened; on all ranks.
+    """
+
+    def open_on(first: bool) -> ImageSet | None:
+        return open_training_images(config) if (comm.rank == 0) == first else None
+
+    turns = [comm.together(lambda: open_on(True)), comm.together(lambda: open_on(False))]
+    return next(images for images in turns if images is not None)
 
 
-def try_open(config: Config) -> tuple[Any, ValueError | None]:
-    """The training images or what is wrong with them, so that every rank reaches the barrier."""
-    try:
-        return open_training_images(config), None
-    except ValueError as error:
-        return None, error
+def describe_data(images: ImageSet, comm: Comm) -> dict[str, Any]:
+    """Number of images and classes, and a digest of the labels in order; the same on all ranks.
+
+    Raises:
+        ValueError: the ranks see different data.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(images.labels).tobytes()).hexdigest()[:16]
+    own = {
+        "num_images": len(images),
+        "num_classes": len(images.class_names),
+        "labels_sha256": digest,
+    }
+    everyone = comm.share(own)
+    different = [rank for rank, seen in enumerate(everyone) if seen != everyone[0]]
+    if different:
+        raise AgreedError(
+            f"data.train: rank 0 sees {everyone[0]}, rank {different[0]} sees {everyone[different[0]]}; "
+            "allowed: the same images on all ranks (for glyphs: the same fonts, or system_fonts: false)"
+        )
+    return own

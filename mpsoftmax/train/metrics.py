@@ -43,7 +43,7 @@ class JsonLines:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append and flush."""
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -87,10 +87,11 @@ class WeightsAndBiases:
         )
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Log the numbers, named kind/name."""
+        """Log the numbers, named kind/name, or eval/set/name."""
         values = {**line, **line.get("timing", {})}
+        prefix = f"{line['kind']}/{line['set']}" if "set" in line else line["kind"]
         numbers = {
-            f"{line['kind']}/{key}": value
+            f"{prefix}/{key}": value
             for key, value in values.items()
             if isinstance(value, int | float) and key != "step"
         }

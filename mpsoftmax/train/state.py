@@ -1,5 +1,6 @@
 """One run's tensors by name: backbone, optimiser, head, random generators; into and out of checkpoints."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def load_run_state(
             f"checkpoint {path}: {state['num_classes']} classes; data.train has {head.num_classes}"
         )
     stored = stored_tensors(path)
+    check_optimizer(path, optimizer, stored)
     wanted = {BACKBONE + name: value for name, value in net.state_dict().items()}
     for name in stored:
         mine = name.startswith(RNG) and name.endswith(f".{comm.rank}")
@@ -86,6 +88,20 @@ def load_run_state(
     load_optimizer(optimizer, net, wanted)
     load_random_state(wanted, comm)
     return state
+
+
+def check_optimizer(
+    path: Path, optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]
+) -> None:
+    """Raise ValueError where the checkpoint holds the state of another kind of optimiser."""
+    saved = {name.rpartition(".")[2] for name in stored if name.startswith(OPTIMIZER)}
+    kind = "adamw" if isinstance(optimizer, torch.optim.AdamW) else "sgd"
+    expected = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}[kind]
+    if not saved <= expected:
+        raise ValueError(
+            f"train.optimizer.kind: {kind}; checkpoint {path} holds {', '.join(sorted(saved))} of another "
+            "kind; allowed: the kind it was saved with"
+        )
 
 
 def load_optimizer(

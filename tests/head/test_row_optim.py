@@ -38,7 +38,7 @@ def tangent(gradient, rows):
     """The part of a gradient that turns the rows, the only part that a loss of unit rows has."""
     unit = torch.nn.functional.normalize(rows.double(), dim=1)
     along = (gradient.double() * unit).sum(1, keepdim=True)
-    return (gradient.double() - along * unit).to(gradient.dtype)
+    return gradient.double() - along * unit
 
 
 def learning_rate(step, steps):
@@ -91,14 +91,16 @@ def touched_at(step, classes):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-5)], ids=["f64", "f32"]
+    ("dtype", "steps", "tolerance"),
+    [(torch.float64, 10_000, 1e-11), (torch.float32, 2_000, 3e-5)],
+    ids=["float64", "float32"],
 )
-def test_lazy_sgd_equals_dense_sgd(dtype, tolerance):
-    """10,000 steps: rows and momenta, some of them never touched, as if every step had moved all.
+def test_lazy_sgd_equals_dense_sgd(dtype, steps, tolerance):
+    """Rows and momenta, some of them never touched, are as if every step had moved all.
 
     Compared with a dense float64 run that is given the same gradients.
     """
-    classes, steps = 60, 10_000
+    classes = 60
     rule = RowSGD(0.1, 0.9, 5e-3)
     ours = table(rule, "lazy", dtype, classes)
     rows, momenta = ours.weight.double().numpy().copy(), np.zeros((classes, DIM))
@@ -107,12 +109,10 @@ def test_lazy_sgd_equals_dense_sgd(dtype, tolerance):
     for step in range(steps):
         index = torch.arange(classes) if step == steps - 1 else touched_at(step, classes)
         gradient = torch.randn(index.numel(), DIM, generator=stream, dtype=torch.float64) * 1e-3
-        current = ours.current_rows(index)
-        given = tangent(gradient, current).to(dtype)
         lr = learning_rate(step, steps)
-        ours.update(index, tiles_of(given), {**rule.defaults(), "lr": lr})
+        ours.update(index, tiles_of(gradient), {**rule.defaults(), "lr": lr})
         dense = np.zeros((classes, DIM))
-        dense[index] = tangent(given.double(), current).numpy()
+        dense[index.numpy()] = tangent(gradient, torch.from_numpy(rows)[index]).numpy()
         momenta = 0.9 * momenta + dense + 5e-3 * rows
         rows = rows - lr * momenta
     assert np.linalg.norm(rows) < 0.5 * np.linalg.norm(start)  # the decay was felt
@@ -150,7 +150,7 @@ def test_adamw_rows_left_out(untouched):
     for step in range(200):
         index = touched_at(step, 40)
         current = ours.current_rows(index)
-        pull = tangent(torch.randn(index.numel(), DIM, generator=stream).double(), current)
+        pull = tangent(torch.randn(index.numel(), DIM, generator=stream), current)
         gradient = torch.zeros(40, DIM, dtype=torch.float64).index_copy(0, index, pull)
         touched = torch.zeros(40, dtype=torch.bool).index_fill(0, index, True)
         ours.update(index, tiles_of(pull), rule.defaults())

@@ -53,7 +53,9 @@ def test_face_copies(ranks, tmp_path, shared_data):
     for copy in copies[1:]:
         convert(source, copy)
     faces = (*SMALL, "data.min_images_per_class=2", "train.steps=3", "data.image_size=[32, 32]")
-    overrides = [item for item in faces if item not in ("train.steps=4", "data.image_size=[16, 16]")]
+    overrides = [
+        item for item in faces if item not in ("train.steps=4", "data.image_size=[16, 16]")
+    ]
     curves = [
         ranks.run(train, 2, folder=tmp_path / f"run{i}", data=copy, overrides=overrides)[0]
         for i, copy in enumerate(copies)

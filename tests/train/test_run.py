@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,13 +104,14 @@ def assert_equal_states(first: Path, second: Path) -> None:
     ],
     ids=["plain", "sampled-lazy", "batchnorm-dropout", "adamw-accumulation"],
 )
-def test_resuming_is_bit_identical(ranks, tmp_path, overrides):
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_resuming_is_bit_identical(ranks, tmp_path, overrides, world):
     """Stopped at a step that is no checkpoint and resumed at the same world size."""
     every = (*overrides, "train.checkpoint_every=3")
-    ranks.run(train, 2, folder=tmp_path / "a", overrides=every)
-    ranks.run(train, 2, folder=tmp_path / "b", overrides=every, stop_after=5)
+    ranks.run(train, world, folder=tmp_path / "a", overrides=every)
+    ranks.run(train, world, folder=tmp_path / "b", overrides=every, stop_after=5)
     assert len(losses(tmp_path / "b")) == 5
-    ranks.run(train, 2, folder=tmp_path / "b", overrides=every)
+    ranks.run(train, world, folder=tmp_path / "b", overrides=every)
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
     assert_equal_states(tmp_path / "a", tmp_path / "b")
     assert len(losses(tmp_path / "a")) == 10
@@ -222,6 +224,7 @@ def test_a_hostile_checkpoint_runs_nothing(ranks, tmp_path):
 def command(folder: Path, *overrides: str, nproc: int = 2) -> list[str]:
     config = folder.parent / "base.yaml"
     config.write_text("{}\n")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these tests are about gloo ranks
     arguments = [*BASE, f"run.dir={folder}", *overrides, "--nproc", str(nproc)]
     return [sys.executable, "-m", "mpsoftmax", "train", str(config), *arguments]
 
@@ -269,3 +272,147 @@ def test_wandb_offline_and_printed_config(ranks, tmp_path):
     assert len(files) == 1
     assert files[0].stat().st_size > 1000
     assert load(tmp_path / "run" / "config.yaml") == settings(tmp_path / "run", *overrides)
+
+
+def test_latest_is_never_lost(ranks, tmp_path):
+    """What a kill leaves between the rename and `latest`, or a copy that drops symbolic links."""
+    every = ("train.checkpoint_every=2", "train.keep_checkpoints=1")
+    ranks.run(train, 1, folder=tmp_path, overrides=every, stop_after=5)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-4", folder / "step-20")
+    (folder / "step-6.partial").mkdir()
+    ranks.run(train, 1, folder=tmp_path, overrides=every, stop_after=7)
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-6"]
+    (folder / "latest").unlink()
+    with pytest.raises(AssertionError, match=r"holds step-6, but 'latest' is missing"):
+        ranks.run(train, 1, folder=tmp_path, overrides=every)
+    (folder / "latest").symlink_to("step-6")
+    assert ranks.run(train, 1, folder=tmp_path, overrides=every) == [10]
+
+
+@pytest.mark.parametrize("phase", ["tensors written", "renamed"])
+def test_killed_while_saving(ranks, tmp_path, phase):
+    """Ending between any two acts of a save leaves the previous checkpoint in charge."""
+    every = ("train.checkpoint_every=3",)
+    ranks.run(train, 2, folder=tmp_path / "a", overrides=every)
+    ranks.run(train_until_save_breaks, 2, folder=tmp_path / "b", overrides=every, phase=phase)
+    assert os.readlink(tmp_path / "b" / "checkpoints" / "latest") == "step-3"
+    ranks.run(train, 2, folder=tmp_path / "b", overrides=every)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert_equal_states(tmp_path / "a", tmp_path / "b")
+
+
+def train_until_save_breaks(folder, overrides, phase):
+    """The second checkpoint is broken off on all ranks alike."""
+    from mpsoftmax.train import checkpoint
+
+    trainer = Trainer(settings(folder, *overrides), Comm())
+    save, original, point = trainer._save, checkpoint.write_json, Checkpoints._point_latest
+
+    def broken(*_):
+        raise Interrupted
+
+    def sometimes():
+        if trainer.step == 6:
+            if phase == "tensors written":
+                checkpoint.write_json = broken
+            else:
+                Checkpoints._point_latest = broken
+            wait, waits = trainer.comm.barrier, []
+
+            def only_the_first():
+                waits.append(True)
+                if len(waits) > 1:
+                    raise Interrupted
+                wait()
+
+            trainer.comm.barrier = only_the_first
+        save()
+
+    trainer._save = sometimes
+    try:
+        trainer.run()
+    except Interrupted:
+        return
+    finally:
+        checkpoint.write_json, Checkpoints._point_latest = original, point
+    raise AssertionError("the save did not break")
+
+
+def one_rank_fails(folder):
+    """Rank 1 alone cannot read its evaluation set."""
+    rank = Comm().rank
+    evaluation = "missing.bin" if rank == 1 else "glyphs-open"
+    try:
+        Trainer(
+            settings(folder, f"data.eval=[{evaluation}]", "data.glyphs.system_fonts=false"), Comm()
+        )
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_what_one_rank_meets_all_ranks_say(ranks, tmp_path):
+    for message in ranks.run(one_rank_fails, 3, folder=tmp_path):
+        assert message is not None
+        assert message.startswith("rank 1: data.eval: 'missing.bin': no such file")
+
+
+def folders_differ(folder):
+    rank = Comm().rank
+    try:
+        Trainer(settings(folder, f"data.synthetic.num_classes={23 + rank}"), Comm())
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_ranks_that_see_other_data_are_told_so(ranks, tmp_path):
+    for message in ranks.run(folders_differ, 2, folder=tmp_path):
+        assert message is not None
+        assert "rank 1 sees" in message
+
+
+def test_a_diverging_run_stops_before_a_weight_moves(ranks, tmp_path):
+    overrides = ("train.optimizer.lr=1e30", "train.checkpoint_every=1")
+    with pytest.raises(AssertionError, match=r"at step \d+: stopped, no weight has moved"):
+        ranks.run(train, 2, folder=tmp_path, overrides=overrides)
+    assert all(value.isfinite().all() for name, value in final_tensors(tmp_path).items())
+
+
+def test_another_optimiser_is_refused_by_name(ranks, tmp_path):
+    ranks.run(train, 1, folder=tmp_path, stop_after=None)
+    other = ("train.optimizer={kind: adamw, lr: 0.01}", "train.steps=12")
+    with pytest.raises(AssertionError, match=r"train\.optimizer\.kind: adamw; .* momentum_buffer"):
+        ranks.run(train, 1, folder=tmp_path, overrides=other)
+    assert load(tmp_path / "config.yaml").train.optimizer.kind == "sgd"
+
+
+def corrupted(folder, limit, accumulation=1):
+    """A run on a folder of PNGs in which one is broken."""
+    trainer = Trainer(
+        settings(
+            folder / "run", f"data.train={folder / 'images'}", f"data.max_corrupt={limit}",
+            f"train.accumulation={accumulation}", "train.log_every=1",
+        ),
+        Comm(),
+    )  # fmt: skip
+    return trainer.run().steps
+
+
+def test_corrupt_images_stop_or_are_left_out(ranks, tmp_path):
+    from mpsoftmax.data.convert import convert
+    from mpsoftmax.data.synthetic import Synthetic
+
+    images = Synthetic(num_classes=6, images_per_class=3, size=(16, 16))
+    convert(images, tmp_path / "images", number_classes=True)
+    broken = sorted((tmp_path / "images").rglob("*.png"))[4]
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(AssertionError, match=broken.name):
+        ranks.run(corrupted, 1, folder=tmp_path, limit=0)
+    shutil.rmtree(tmp_path / "run")
+    assert ranks.run(corrupted, 1, folder=tmp_path, limit=1) == [10]  # several epochs, one image
+    curve = losses(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    ranks.run(corrupted, 1, folder=tmp_path, limit=1, accumulation=3)
+    assert losses(tmp_path / "run") == pytest.approx(curve, rel=2e-5)
