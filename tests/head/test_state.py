@@ -12,7 +12,7 @@ DIM, CLASSES = 6, 19
 
 def head_after(steps, untouched="lazy", seed=0):
     head = mp.ModelParallelSoftmax(
-        DIM, CLASSES, candidates=mp.Uniform(0.4), untouched=untouched, seed=seed
+        DIM, CLASSES, candidates=mp.Uniform(0.4), untouched=untouched, seed=seed, batch_capacity=3
     )
     stream = torch.Generator().manual_seed(7)
     for _ in range(steps):
@@ -148,6 +148,7 @@ def rows_by_id():
     ids = torch.tensor([18, 0, 7, 7])
     before = head.class_rows(ids)
     head.load_rows(torch.tensor([7, 18]), torch.full((2, DIM), 2.0))
+    # More than batch_capacity, which is about training steps.
     features = torch.randn(5 - head.comm.rank, DIM, generator=torch.Generator().manual_seed(3))
     nearest, cosine = head.nearest_classes(features)
     everything = torch.nn.functional.normalize(head.class_rows(torch.arange(CLASSES)))

@@ -126,6 +126,31 @@ def test_float64(ranks, world, candidates, untouched, name):
     assert max(worst.values()) < 1e-10, worst
 
 
+@pytest.mark.parametrize("name", ["arcface", "sphereface"])
+@pytest.mark.parametrize("candidates", ["all", mp.Uniform(0.7)], ids=["all", "uniform"])
+def test_float64_over_several_blocks_of_classes(ranks, candidates, name):
+    """More classes than a block holds: several tiles, E kept in part, a running maximum rescaled."""
+    run = dict(rule="sgd", untouched="lazy", steps=2, micros=2, dtype=torch.float64, classes=1511)
+    results = ranks.run(
+        train_in_small_blocks, 2, objective=OBJECTIVES[name][0], candidates=candidates,
+        e_budget_bytes=40_000, **run,
+    )  # fmt: skip
+    worst = compare(results, errors(results, 2, name, **run))
+    assert max(worst.values()) < 1e-10, worst
+
+
+def train_in_small_blocks(**run):
+    """`train` with the smallest blocks of rows, 256: three of them a shard."""
+    from mpsoftmax.kernels import blocked
+
+    usual, blocked.CPU_BLOCK_BYTES = blocked.CPU_BLOCK_BYTES, 1
+    try:
+        assert blocked.block_size(DIM, torch.float64, torch.device("cpu")) == 256
+        return train(**run)
+    finally:
+        blocked.CPU_BLOCK_BYTES = usual
+
+
 @pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("candidates", ["all", mp.Uniform(0.3)], ids=["all", "uniform"])
 @pytest.mark.parametrize("untouched", ["frozen", "lazy"])
