@@ -8,14 +8,7 @@ import torch
 from torch import nn
 
 from mpsoftmax.backbones import build_backbone
-from mpsoftmax.config import (
-    BackboneConfig,
-    Config,
-    GlyphsConfig,
-    OptimizerConfig,
-    build,
-    suggestion,
-)
+from mpsoftmax.config import BackboneConfig, Config, GlyphsConfig, OptimizerConfig
 from mpsoftmax.data.image_set import ImageSet, keep_classes
 from mpsoftmax.data.open import open_images
 from mpsoftmax.data.order import ClassesOrder, ImagesOrder, Order, PKOrder, share
@@ -25,6 +18,7 @@ from mpsoftmax.head.candidates import All, Candidates, Uniform
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.objectives import OBJECTIVES, Objective
 from mpsoftmax.head.row_optim import RowAdamW, RowRule, RowSGD
+from mpsoftmax.strict import build, suggestion
 
 CANDIDATES: dict[str, type] = {"all": All, "uniform": Uniform}
 ROW_RULES: dict[str, type] = {"sgd": RowSGD, "adamw": RowAdamW}

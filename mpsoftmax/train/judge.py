@@ -9,7 +9,7 @@ from mpsoftmax.config import from_tree
 from mpsoftmax.train.build import build_net
 from mpsoftmax.train.checkpoint import Checkpoints, read_state
 from mpsoftmax.train.evaluation import Evaluator, baseline, glyph_recall, verify_set
-from mpsoftmax.train.loop import training_device
+from mpsoftmax.train.inputs import training_device
 from mpsoftmax.train.state import load_backbone
 
 

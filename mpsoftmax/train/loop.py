@@ -6,7 +6,6 @@ consumed, so any world size continues where another stopped.
 """
 
 import contextlib
-import hashlib
 import math
 import os
 import time
@@ -15,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mpsoftmax.comm import AgreedError, Comm
 from mpsoftmax.config import Config, to_tree, to_yaml
-from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.order import share
 from mpsoftmax.data.pixels import to_float
@@ -32,10 +29,10 @@ from mpsoftmax.train.build import (
     build_optimizer,
     build_order,
     changed_settings,
-    open_training_images,
 )
 from mpsoftmax.train.checkpoint import Checkpoints, read_state
 from mpsoftmax.train.evaluation import Evaluator
+from mpsoftmax.train.inputs import describe_data, open_in_turn, total_steps, training_device
 from mpsoftmax.train.metrics import Log
 from mpsoftmax.train.schedule import learning_rate_factor
 from mpsoftmax.train.state import load_run_state, run_state
@@ -322,55 +319,3 @@ def resolved(line: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value.item() if isinstance(value, Tensor) else value for key, value in line.items()
     }
-
-
-def total_steps(config: Config, num_images: int) -> int:
-    """train.steps, or the steps that train.epochs come to."""
-    train = config.train
-    if train.steps is not None:
-        return train.steps
-    assert train.epochs is not None
-    return max(1, math.ceil(train.epochs * num_images / train.batch_size))
-
-
-def training_device() -> torch.device:
-    """This process's GPU (set when the group was joined), else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
-def open_in_turn(config: Config, comm: Comm) -> ImageSet:
-    """The training images; rank 0 first, so that a cache is filled once and not by every rank.
-
-    Raises:
-        ValueError: they cannot be opened; on all ranks.
-    """
-
-    def open_on(first: bool) -> ImageSet | None:
-        return open_training_images(config) if (comm.rank == 0) == first else None
-
-    turns = [comm.together(lambda: open_on(True)), comm.together(lambda: open_on(False))]
-    return next(images for images in turns if images is not None)
-
-
-def describe_data(images: ImageSet, comm: Comm) -> dict[str, Any]:
-    """Number of images and classes, and a digest of the labels in order; the same on all ranks.
-
-    Raises:
-        ValueError: the ranks see different data.
-    """
-    digest = hashlib.sha256(np.ascontiguousarray(images.labels).tobytes()).hexdigest()[:16]
-    own = {
-        "num_images": len(images),
-        "num_classes": len(images.class_names),
-        "labels_sha256": digest,
-    }
-    everyone = comm.share(own)
-    different = [rank for rank, seen in enumerate(everyone) if seen != everyone[0]]
-    if different:
-        raise AgreedError(
-            f"data.train: rank 0 sees {everyone[0]}, rank {different[0]} sees {everyone[different[0]]}; "
-            "allowed: the same images on all ranks (for glyphs: the same fonts, or system_fonts: false)"
-        )
-    return own

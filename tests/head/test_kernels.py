@@ -105,15 +105,14 @@ def test_no_rows(kernel, shift):
 @pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
 @pytest.mark.parametrize("shift", [0.0, None], ids=["none", "maximum"])
 @pytest.mark.parametrize("blocks", [0, 1, 4, 10])
-def test_budget(dtype, shift, blocks):
-    """The kept part has the promised size, and the rest is recomputed, also within one range of rows."""
+@pytest.mark.parametrize("left_over", [0, 100])
+def test_budget(dtype, shift, blocks, left_over):
+    """Whole blocks are kept within the budget; the rest is recomputed, also amid one range of rows."""
     asked = problem(37, 2500, dtype, shift)
-    budget = blocks * 256 * 37 * dtype.itemsize
+    line = 37 * dtype.itemsize
     ranges = [(0, 100), (100, 1100), (1100, 1101), (1101, 2500)]
-    swept = check(blocked, asked, keep_bytes=budget, ranges=ranges)
-    assert swept.kept_bytes == min(budget, 2500 * 37 * dtype.itemsize)
-    almost = blocked.sweep(asked, want_pull=True, keep_bytes=budget + 255 * 37 * dtype.itemsize)
-    assert almost.kept_bytes <= budget + 255 * 37 * dtype.itemsize
+    swept = check(blocked, asked, keep_bytes=(blocks * 256 + left_over) * line, ranges=ranges)
+    assert swept.kept_bytes == min(blocks * 256, 2500) * line
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

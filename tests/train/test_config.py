@@ -75,7 +75,7 @@ def test_a_lone_evaluation_set_is_a_list_of_one():
 )
 def test_refusals(override, message):
     if message is None:
-        override, message = "data.order=pk", "multiple of data.images_per_class=5"
+        override, message = "data.order=pk", "data.images_per_class=5"
         with pytest.raises(ValueError, match=message):
             config(override, "data.images_per_class=5")
         return
