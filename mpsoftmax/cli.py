@@ -165,6 +165,8 @@ def spawn(num_ranks: int, given: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # torch 2.13 keeps one store for all restarts otherwise, and new workers read dead addresses in it.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # DDP's advice to drop the flag that keeps resumed runs bit-identical (comm.py), once a rank.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(num_ranks), "-m", "mpsoftmax", *kept]
     sys.stdout.flush()

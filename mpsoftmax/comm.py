@@ -6,7 +6,6 @@ that tests can assert the number of collectives and their bytes. It knows nothin
 
 import datetime
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -141,7 +140,6 @@ class Comm:
         """
         if self.world == 1:
             return module
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         return DistributedDataParallel(
             module, process_group=self._group, find_unused_parameters=True
         )

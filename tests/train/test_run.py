@@ -416,3 +416,11 @@ def test_corrupt_images_stop_or_are_left_out(ranks, tmp_path):
     shutil.rmtree(tmp_path / "run")
     ranks.run(corrupted, 1, folder=tmp_path, limit=1, accumulation=3)
     assert losses(tmp_path / "run") == pytest.approx(curve, rel=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_compiled_backbone_trains_to_the_same_curve(ranks, tmp_path):
+    ranks.run(train, 1, folder=tmp_path / "plain")
+    ranks.run(train, 1, folder=tmp_path / "compiled", overrides=("backbone.compile=true",))
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-3)
