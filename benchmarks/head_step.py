@@ -6,8 +6,9 @@ One thread, one process, world size 1. A head step is forward, backward and `ste
 SGD-momentum, all classes, `batch_capacity` given. The yardstick is the same three products in the same
 dtype and nothing else, once in blocks of 1,024 classes and once in one call each, whichever is faster.
 The three are timed in turn within every repetition, in CPU seconds of this process (page faults included),
-so that other load on the machine disturbs little; the ratio is that of the medians. `extra_mib` is the peak
-of the process's resident set in a step beyond rows, momentum and the kept exponentials.
+and the ratio is taken within the repetition, so that other load on the machine disturbs little: median, least
+and largest are printed. `extra_mib` is the peak of the process's resident set in a step beyond rows, momentum
+and the kept exponentials (Linux).
 """
 
 import argparse
@@ -15,7 +16,6 @@ import csv
 import datetime
 import gc
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -88,30 +88,37 @@ def seconds(function: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
-def resident_mib(peak: bool) -> float:
-    """Resident set of this process in MiB, now or at its highest."""
-    if peak:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def resident_mib(field: str) -> float:
+    """Resident set of this process in MiB: VmRSS, now, or VmHWM, at its highest."""
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if field in line
+    )
+    return int(line.split()[1]) / 1024
+
+
+def extra_mib(step: HeadStep, kept_mib: float) -> float:
+    """Peak memory of the first step, which allocates what is kept, beyond that."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    before = resident_mib("VmRSS")
+    step.run()
+    return resident_mib("VmHWM") - before - kept_mib
 
 
 def measure(classes: int, dim: int, batch: int, name: str, repeat: int) -> dict[str, object]:
-    """Medians of one dtype, in seconds; memory in MiB."""
+    """Times of one dtype in seconds, medians; memory in MiB."""
     dtype = DTYPES[name]
     step = HeadStep(classes, dim, batch, dtype)
-    before = resident_mib(peak=False)
-    step.run()
-    kept = classes * batch * dtype.itemsize / 2**20
-    extra = resident_mib(peak=True) - before - kept
+    extra = extra_mib(step, classes * batch * dtype.itemsize / 2**20)
     bare = BareProducts(classes, dim, batch, dtype)
     timed = {"blocked": bare.blocked, "whole": bare.whole, "head": step.run}
     times: dict[str, list[float]] = {key: [] for key in timed}
     for _ in range(repeat + 1):
         for key, function in timed.items():
             times[key].append(seconds(function))
-    median = {key: statistics.median(values[1:]) for key, values in times.items()}  # 1 warm-up
-    products = min(median["blocked"], median["whole"])
+    times = {key: values[1:] for key, values in times.items()}  # the first is a warm-up
+    median = {key: statistics.median(values) for key, values in times.items()}
+    products = min("blocked", "whole", key=lambda key: median[key])
+    ratios = [a / b for a, b in zip(times["head"], times[products], strict=True)]
     return {
         "classes": classes,
         "dim": dim,
@@ -120,8 +127,10 @@ def measure(classes: int, dim: int, batch: int, name: str, repeat: int) -> dict[
         "products_blocked_s": round(median["blocked"], 4),
         "products_whole_s": round(median["whole"], 4),
         "head_step_s": round(median["head"], 4),
-        "ratio": round(median["head"] / products, 3),
-        "products_gflops": round(6e-9 * batch * classes * dim / products, 1),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+        "products_gflops": round(6e-9 * batch * classes * dim / median[products], 1),
         "extra_mib": round(extra, 1),
         "repeat": repeat,
     }
@@ -155,7 +164,7 @@ def append_row(path: Path, row: dict[str, object]) -> None:
 
 def main() -> None:
     """Measure and print one row per dtype."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description="Head step against its bare matrix products")
     parser.add_argument("--classes", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--batch", type=int, default=256)

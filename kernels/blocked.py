@@ -131,15 +131,15 @@ def write_logits(
         factor.copy_(row_factors(problem, rows))  # after the product: the rows are in cache now
         entries.mul_(factor[:, None])
         return rows
-    scratch = scratch[: stop - start]
+    cast = scratch[: stop - start]
     size = CPU_CAST_ROWS if rows.is_cpu else stop - start
     for wide, narrow, part in zip(
-        rows.split(size), scratch.split(size), factor.split(size), strict=True
+        rows.split(size), cast.split(size), factor.split(size), strict=True
     ):
         part.copy_(row_factors(problem, wide))
         narrow.copy_(wide * part[:, None])
-    torch.mm(scratch, problem.features.T, out=entries)
-    return scratch
+    torch.mm(cast, problem.features.T, out=entries)
+    return cast
 
 
 def exponentiate(entries: Tensor, problem: Problem, start: int) -> None:

@@ -119,16 +119,26 @@ class ClassTable:
         return rows
 
     def update(
-        self, index: Tensor | None, gradient: GradientTile, hyper: Mapping[str, float]
+        self,
+        index: Tensor | None,
+        gradient: GradientTile,
+        norms: Tensor,
+        hyper: Mapping[str, float],
     ) -> None:
-        """One optimiser step on the rows `index` (sorted; None for all), tile by tile.
+        """One optimiser step on some rows, tile by tile.
 
         The gradient of a tile exists only while that tile is updated. The loss does not depend on the norm
         of a row, so the gradient is projected onto the row's tangent space.
+
+        Args:
+            index: int64 [n] local rows, sorted; None for all.
+            gradient: Writes a tile of it.
+            norms: [n] norms of the rows as of now (see current_rows).
+            hyper: The rule's numbers, of this step.
         """
         num_rows = self.num_local if index is None else index.numel()
         in_place = index is None and not self._lagging(self.row_step)
-        step = self._next_step(index)
+        step, squares = self._next_step(index), norms.to(self.weight).square()[:, None]
         size = block_size(self.dim, self.weight.dtype, self.weight.device)
         scratch = self.weight.new_empty(min(size, num_rows), self.dim)
         for first in range(0, num_rows, size):
@@ -138,7 +148,11 @@ class ClassTable:
                 high = min(low + MOVE_ROWS, last)
                 where = slice(low, high) if index is None else index[low:high]
                 part = tile[low - first : high - first]
-                self._move(where, part, hyper, step[low:high], in_place=in_place)
+                rows, states = self._open(where, in_place=in_place)
+                project(part, rows, squares[low:high])
+                self.rule.update(rows, states, part, hyper, step[low:high])
+                if not in_place:
+                    self._store(where, rows, states)
         self.row_step[slice(None) if index is None else index] = step
         self.num_steps += 1
         self.version += 1
@@ -150,26 +164,16 @@ class ClassTable:
         step = (self.row_step if index is None else self.row_step[index]) + 1
         return step.fill_(self.num_steps + 1) if self.lazy else step
 
-    def _move(
-        self,
-        where: slice | Tensor,
-        gradient: Tensor,
-        hyper: Mapping[str, float],
-        step: Tensor,
-        *,
-        in_place: bool,
-    ) -> None:
-        """Catch up (unless `in_place`: nothing lags), project, move and store a few rows."""
+    def _open(self, where: slice | Tensor, *, in_place: bool) -> tuple[Tensor, list[Tensor]]:
+        """Rows and states to be moved: views where nothing lags, else copies, caught up."""
         if in_place:
-            rows, states = self.weight[where], [state[where] for state in self.states]
-        else:
-            rows, states = self._gather(where)
-        project(gradient, rows)
-        self.rule.update(rows, states, gradient, hyper, step)
-        if not in_place:
-            self.weight[where] = rows
-            for state, moved in zip(self.states, states, strict=True):
-                state[where] = moved
+            return self.weight[where], [state[where] for state in self.states]
+        return self._gather(where)
+
+    def _store(self, where: slice | Tensor, rows: Tensor, states: list[Tensor]) -> None:
+        self.weight[where] = rows
+        for state, moved in zip(self.states, states, strict=True):
+            state[where] = moved
 
     def _lagging(self, row_step: Tensor) -> bool:
         return self.lazy and bool((row_step < self.num_steps).any())
@@ -257,8 +261,7 @@ class ClassTable:
             self._log(dict(zip(self.rule.hyper, values, strict=True)))
 
 
-def project(gradient: Tensor, rows: Tensor) -> None:
-    """In place: gradient - <gradient, w> w / |w|^2, row by row; both [n, D]."""
-    square = torch.linalg.vector_norm(rows, dim=1).clamp_min_(NORM_FLOOR).square_()
-    along = torch.linalg.vecdot(gradient, rows).div_(square)
-    gradient.addcmul_(rows, along[:, None], value=-1.0)
+def project(gradient: Tensor, rows: Tensor, squares: Tensor) -> None:
+    """In place: gradient - <gradient, w> w / |w|^2, row by row; [n, D], [n, D], |w|^2 [n, 1]."""
+    along = torch.linalg.vecdot(gradient, rows)[:, None].div_(squares)
+    gradient.addcmul_(rows, along, value=-1.0)

@@ -103,6 +103,18 @@ def coefficients(swept: Swept, reduced: Reduced, by_negatives: Tensor) -> Tensor
     return torch.where(any_here, by_negatives / relative, torch.zeros_like(relative))
 
 
+def row_norms(parts: list[Contribution], union: Tensor | None) -> Tensor:
+    """[n] norms of the union's rows, as the sweeps found them."""
+    norms = [part.swept.problem.scale / part.swept.factor for part in parts]
+    if union is None or parts[0].index is union:
+        return norms[0]
+    out = norms[0].new_empty(union.numel())
+    for part, norm in zip(parts, norms, strict=True):
+        assert part.index is not None
+        out[torch.searchsorted(union, part.index)] = norm
+    return out
+
+
 def union_of(indices: list[Tensor | None]) -> Tensor | None:
     """Sorted union of sorted row indices; None (all rows) if any is None."""
     if any(index is None for index in indices):

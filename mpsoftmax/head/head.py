@@ -29,7 +29,13 @@ from mpsoftmax.head.candidates import All, Candidates
 from mpsoftmax.head.class_table import UNTOUCHED, ClassTable, local_range
 from mpsoftmax.head.derivatives import Derivatives, Reduced, differentiate
 from mpsoftmax.head.exchange import Exchange, GlobalBatch, LocalBatch
-from mpsoftmax.head.gradient import Contribution, TileSource, coefficients, union_of
+from mpsoftmax.head.gradient import (
+    Contribution,
+    TileSource,
+    coefficients,
+    row_norms,
+    union_of,
+)
 from mpsoftmax.head.objectives import Objective, objective_named
 from mpsoftmax.head.optimizer import Optimizer
 from mpsoftmax.head.row_optim import RowRule, RowSGD
@@ -297,8 +303,6 @@ class ModelParallelSoftmax(nn.Module):
 
     def drop_contributions(self) -> None:
         """Forget the backward calls since the last step; no state has moved."""
-        for part in self._contributions:
-            self._spare = part.swept.kept
         self._contributions.clear()
         self._num_draws = 0
 
@@ -315,7 +319,8 @@ class ModelParallelSoftmax(nn.Module):
                 source.write(start, stop, out, add=number > 0)
             return out
 
-        self._table.update(union, gradient, hyper)
+        self._table.update(union, gradient, row_norms(self._contributions, union), hyper)
+        self._spare = self._contributions[-1].swept.kept  # its loss is refused from now on
         self.drop_contributions()
 
     # -- the table -----------------------------------------------------------------------------

@@ -113,6 +113,23 @@ def test_a_skipped_step_leaves_no_trace():
         assert torch.equal(value, skipping.state_dict()[name]), name
 
 
+def test_a_dropped_backward_can_be_taken_again():
+    """What zero_grad() drops is not lent to the next forward while its loss can still be used."""
+    rows = []
+    for interrupted in (False, True):
+        head = head_after(3)
+        features = torch.randn(3, DIM, generator=torch.Generator().manual_seed(0))
+        loss = head(features.requires_grad_(), torch.tensor([0, 1, 2]))
+        if interrupted:
+            loss.backward(retain_graph=True)
+            head.zero_grad()
+            head(features * 2, torch.tensor([3, 4, 5]))
+        loss.backward()
+        head.step()
+        rows.append(head.class_rows(torch.arange(CLASSES)))
+    assert torch.equal(*rows)
+
+
 def test_torch_schedulers_drive_the_rows():
     head = mp.ModelParallelSoftmax(
         DIM,
