@@ -44,6 +44,8 @@ class EvaluationSet:
     """Whether an image and its mirror image show the same thing."""
     fonts: np.ndarray | None = None
     """Glyph sets: int [n], the font of each image."""
+    families: np.ndarray | None = None
+    """Glyph sets: int [n], the font family of each image."""
 
 
 def open_evaluation_set(spec: str, config: Config) -> EvaluationSet:
@@ -60,7 +62,9 @@ def open_evaluation_set(spec: str, config: Config) -> EvaluationSet:
     if spec in GLYPH_SETS:
         images = open_glyphs(**glyph_options(config, GLYPH_SETS[spec]))
         pairs, same = glyph_pairs(images, NUM_GLYPH_PAIRS, seed=config.data.seed)
-        return EvaluationSet(spec, images, pairs, same, mirror=False, fonts=images.fonts)
+        return EvaluationSet(
+            spec, images, pairs, same, mirror=False, fonts=images.fonts, families=images.families
+        )
     path, _, holder = spec.partition("@")
     if not Path(path).is_file():
         raise ValueError(
@@ -187,11 +191,13 @@ def baseline(chosen: EvaluationSet, protocol: str) -> VerificationResult:
 
 
 def glyph_recall(embeddings: Tensor, chosen: EvaluationSet) -> float:
-    """Recall@1: gallery one font (the one that draws most characters), queries all others."""
+    """Recall@1: gallery one font (the one that draws most characters), queries the other families."""
     assert chosen.fonts is not None
+    assert chosen.families is not None
     gallery = chosen.fonts == np.bincount(chosen.fonts).argmax()
     labels = np.asarray(chosen.images.labels)
-    queries = ~gallery & np.isin(labels, labels[gallery])
+    others = chosen.families != chosen.families[gallery][0]
+    queries = others & np.isin(labels, labels[gallery])
     return recall_at_1(
         embeddings[torch.from_numpy(gallery)],
         torch.from_numpy(labels[gallery]),
