@@ -28,11 +28,9 @@ def sweep(
     scaled = (problem.rows.to(dtype) * factor[:, None]).to(problem.features.dtype)
     logits = (scaled @ problem.features.T).to(dtype)
     mask_target(logits, problem.owners, 0, -torch.inf)
-    maximum = None
-    if problem.shift is None:
-        maximum = row_maximum(logits)
-    shift = problem.shift if maximum is None else finite(maximum)
-    entries = torch.exp(logits - shift).to(problem.features.dtype)
+    maximum = row_maximum(logits) if problem.shift is None else None
+    shifted = logits - (problem.shift or 0.0) if maximum is None else logits - finite(maximum)
+    entries = torch.exp(shifted).to(problem.features.dtype)
     total = entries.to(dtype).sum(0)
     pull = (entries.T @ scaled).to(dtype) if want_pull else None
     return Swept(

@@ -6,6 +6,7 @@ are at 112 x 112.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -142,7 +143,7 @@ class MobileFaceNet(nn.Module):
         x = images
         for part in self.layers:
             is_row = isinstance(part, _Layers) and isinstance(part.layers[0], _Shortcut)
-            for block in part.layers if is_row else (part,):
+            for block in cast(nn.Sequential, part.layers) if is_row else (part,):
                 x = run_block(block, x, checkpointing=self.activation_checkpointing)
         with full_precision(x):
             dtype = next(self.conv_sep.parameters()).dtype

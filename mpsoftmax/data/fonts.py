@@ -140,7 +140,7 @@ def _read_face(path: Path, index: int) -> tuple[Face | None, str]:
 
 
 def _outlines(font: TTFont) -> int:
-    tables = font.reader.tables  # pyright: ignore[reportOptionalMemberAccess]
+    tables: dict = font.reader.tables  # pyright: ignore[reportOptionalMemberAccess,reportAssignmentType]
     return next((tables[tag].offset for tag in ("glyf", "CFF ", "CFF2") if tag in tables), 0)
 
 

@@ -5,7 +5,7 @@ from array import array
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
+from pyarrow import csv
 
 from mpsoftmax.data.positional_file import PositionalFile
 from mpsoftmax.data.record_io import RecordFile
@@ -24,13 +24,13 @@ def read_index(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     if not file.size or file.read(file.size - 1, 1, "last line") != b"\n":
         raise ValueError(f"{path}: lines 'key TAB offset' expected, the last ended by LF")
     try:
-        table = pa.csv.read_csv(
+        table = csv.read_csv(
             path,
-            read_options=pa.csv.ReadOptions(use_threads=False, column_names=["key", "offset"]),
-            parse_options=pa.csv.ParseOptions(
+            read_options=csv.ReadOptions(use_threads=False, column_names=["key", "offset"]),
+            parse_options=csv.ParseOptions(
                 delimiter="\t", quote_char=False, ignore_empty_lines=False
             ),
-            convert_options=pa.csv.ConvertOptions(
+            convert_options=csv.ConvertOptions(
                 column_types={"key": pa.int64(), "offset": pa.int64()}, null_values=[]
             ),
         )

@@ -77,9 +77,8 @@ class Reader(dcp.FileSystemReader):
         for name, entry in metadata.state_dict_metadata.items():
             if not isinstance(entry, TensorStorageMetadata):
                 raise ValueError(f"checkpoint {self.path}: {name} is not a tensor")
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = self.storage_meta()
-        metadata.storage_meta.load_id = self.load_id
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
