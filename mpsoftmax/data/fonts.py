@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def _read_face(path: Path, index: int) -> tuple[Face | None, str]:
 
 
 def _outlines(font: TTFont) -> int:
-    tables: dict = font.reader.tables  # pyright: ignore[reportOptionalMemberAccess,reportAssignmentType]
+    tables = cast(Any, font.reader).tables
     return next((tables[tag].offset for tag in ("glyf", "CFF ", "CFF2") if tag in tables), 0)
 
 
