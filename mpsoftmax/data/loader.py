@@ -108,13 +108,13 @@ class Loader:
         """
         names: set[str] = set()
         for images, labels, corrupt in self._read(cuts):
-            names.update(name for name, _ in corrupt)
-            if len(names) > self._max_corrupt:
-                name, problem = corrupt[-1]
-                raise ValueError(
-                    f"corrupt image {name}: {problem} ({len(names)} corrupt so far, max_corrupt:"
-                    f" {self._max_corrupt})"
-                )
+            for name, problem in corrupt:
+                names.add(name)
+                if len(names) > self._max_corrupt:
+                    raise ValueError(
+                        f"corrupt image {name}: {problem} ({len(names)} corrupt so far, max_corrupt:"
+                        f" {self._max_corrupt})"
+                    )
             yield Batch(images, labels, tuple(name for name, _ in corrupt))
 
     def _read(self, cuts: Iterable[tuple[int, int]]) -> Iterator[_Read]:
