@@ -35,7 +35,7 @@ prepare_environment() {
     echo "installing pinned packages into .venv"
     local arguments=()
     for file in "$@"; do arguments+=(-r "$file"); done
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check "${arguments[@]}"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check "${arguments[@]}"
+    .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --editable .
     echo "$wanted" >"$stamp"
 }
