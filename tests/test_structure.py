@@ -17,7 +17,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_kernels_know_nothing_of_the_package_around_them():
-    """kernels/ has no __init__.py (STYLE: the symlink), so import-linter does not see it."""
+    """kernels/ has no __init__.py, so import-linter does not see it."""
     files = list((ROOT / "kernels").glob("*.py"))
     assert len(files) >= 4
     for path in files:

@@ -53,7 +53,7 @@ def feature_gradient(recorded: Recorded, exchange: Exchange) -> Tensor:
     if recorded.scale_is_norm:
         by_norm = exchange.own(recorded.by_norm, batch)[:num]
         by_target = exchange.own(part.target * recorded.target_cosine, batch)[:num]
-        # Negatives' logits are a <x, w>: their pull along x, over a, is dl/da (FORMULAS 3.7).
+        # Negatives' logits are a <x, w>: their pull along x, over a, is dl/da.
         radial = by_norm + (along - by_target) * inverse
         by_feature += radial[:, None] * local.unit
     return by_feature

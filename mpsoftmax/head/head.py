@@ -1,6 +1,6 @@
 """ModelParallelSoftmax: the sharded classifier.
 
-One step (DESIGN, section 3), with B valid samples of all ranks:
+One step (docs/architecture.md), with B valid samples of all ranks:
 
     normalise, pack, all-gather (1)          exchange.py          [B, D] on every rank
     draw candidate rows                      candidates.py        no communication

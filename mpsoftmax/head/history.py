@@ -1,7 +1,7 @@
 """Products of per-step matrices over any stretch of the past: exact catch-up of untouched rows.
 
 A row left out since step a must be multiplied by A_{n-1} ... A_{a+1} A_a. Dividing stored prefix products
-does not work: det A = momentum, so the inverse blows up (KERNELS.md, section 6). Instead the products of all
+does not work: det A = momentum, so the inverse blows up. Instead the products of all
 aligned runs of 2^j steps are kept, and a stretch is put together from at most 2 log2(n) of them. Only
 multiplications of contractions occur, so the error stays at rounding after any number of steps.
 """

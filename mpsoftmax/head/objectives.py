@@ -2,7 +2,7 @@
 
 t is the target cosine without margin, l = log sum over the negatives of exp(g(z)), a = |f| the raw
 feature's norm. An objective sees vectors of length B and nothing else: no rank, no shard, no class row;
-the head differentiates it by autograd and carries (dPhi/dt, dPhi/dl, dPhi/da) back (DESIGN, section 2).
+the head differentiates it by autograd and carries (dPhi/dt, dPhi/dl, dPhi/da) back (docs/architecture.md).
 Here g(z) = scale * z, or a * z for SphereFace.
 """
 

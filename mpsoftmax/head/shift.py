@@ -1,7 +1,7 @@
 """The static shift that replaces the softmax's maximum where the logits are bounded.
 
 Bounded cosines bound the logits, so a constant b keeps every exponent and the whole sum in range and no
-maximum, nor its collective, is needed (KERNELS.md, section 2). The decision uses only numbers that every
+maximum, nor its collective, is needed. The decision uses only numbers that every
 rank has, so all ranks agree.
 """
 

@@ -1,6 +1,6 @@
 """The training loop: one for every launcher and world size.
 
-A step takes `train.batch_size` consecutive samples of the endless stream (DESIGN, section 8), cut into
+A step takes `train.batch_size` consecutive samples of the endless stream (docs/architecture.md), cut into
 micro-batches, each cut into the ranks' shares. The position in the stream is the number of samples
 consumed, so any world size continues where another stopped.
 """

@@ -119,7 +119,7 @@ def test_folds_of_useless_similarities_against_a_loop():
 
 
 def slow_insightface(similarity, same, num_folds, far):
-    """arcface_torch's evaluation as FORMATS has it, in loops over folds."""
+    """arcface_torch's evaluation protocol written out, in loops over folds."""
     distance = 2 - 2 * similarity
     coarse, fine = np.arange(0, 4, 0.01), np.arange(0, 4, 0.001)
     accuracies, tars = [], []

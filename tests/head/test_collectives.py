@@ -43,7 +43,7 @@ def counted(objective, candidates, capacity, dtype):
 
 
 def expected_bytes(world, dtype, running_maximum):
-    """KERNELS.md section 3, with our line of 16 bytes beside each feature and one header line a rank."""
+    """docs/architecture.md: a line of 16 bytes beside each feature, one header line a rank."""
     size = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2}[dtype]
     wide = 8 if dtype == torch.float64 else 4
     line = 16 + -(-DIM * size // 8) * 8
