@@ -75,7 +75,7 @@ class Dense:
         return rows - self.lr * m, m, self.v, self.age
 
     def adamw(self, rows, gradient, mask):
-        b1, b2, age = self.p["beta1"], self.p["beta2"], self.age + 1
+        (b1, b2), age = self.p["betas"], self.age + 1
         m = b1 * self.m + (1 - b1) * gradient
         v = b2 * self.v + (1 - b2) * gradient**2
         move = m / (1 - b1**age) / ((v / (1 - b2**age)).sqrt() + self.p["eps"])

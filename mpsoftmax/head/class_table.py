@@ -6,6 +6,7 @@ needed, exactly as if every step had updated them with a zero gradient.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ class ClassTable:
         index: Tensor | None,
         gradient: GradientTile,
         norms: Tensor,
-        hyper: Mapping[str, float],
+        group: Mapping[str, Any],
     ) -> None:
         """One optimiser step on some rows, tile by tile.
 
@@ -134,8 +135,9 @@ class ClassTable:
             index: int64 [n] local rows, sorted; None for all.
             gradient: Writes a tile of it.
             norms: [n] norms of the rows as of now (see current_rows).
-            hyper: The rule's numbers, of this step.
+            group: The optimiser's parameter group as it is in this step.
         """
+        hyper = self.rule.numbers(group)
         num_rows = self.num_local if index is None else index.numel()
         in_place = index is None and not self._lagging(self.row_step)
         step, squares = self._next_step(index), norms.to(self.weight).square()[:, None]

@@ -22,7 +22,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(
         self,
         weight: Tensor,
-        defaults: Mapping[str, float],
+        defaults: Mapping[str, Any],
         apply: Callable[[Mapping[str, Any]], None],
         drop: Callable[[], None],
     ) -> None:

@@ -7,7 +7,7 @@ that a sampled step leaves out, `transition` says how such a row would have move
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -23,15 +23,19 @@ class RowRule(Protocol):
     buffers: ClassVar[tuple[str, ...]]
     """Names of the [rows, D] states beside the weight."""
     hyper: ClassVar[tuple[str, ...]]
-    """Names of the numbers that `transition` depends on, read from the parameter group each step."""
+    """Names of the numbers that `transition` depends on."""
 
     @property
     def lr(self) -> float:
         """Learning rate at factor 1 of a schedule."""
         ...
 
-    def defaults(self) -> dict[str, float]:
-        """The parameter group's values: lr first of all, for schedulers."""
+    def defaults(self) -> dict[str, Any]:
+        """The parameter group's values, named as torch's optimiser of that kind names them."""
+        ...
+
+    def numbers(self, group: Mapping[str, Any]) -> dict[str, float]:
+        """What `update` and `transition` take, from the parameter group as it is now."""
         ...
 
     def update(
@@ -70,9 +74,13 @@ class RowSGD:
         check("RowSGD", "momentum", self.momentum, 0.0, 1.0)
         check("RowSGD", "weight_decay", self.weight_decay, 0.0, float("inf"))
 
-    def defaults(self) -> dict[str, float]:
+    def defaults(self) -> dict[str, Any]:
         """See RowRule."""
         return asdict(self)
+
+    def numbers(self, group: Mapping[str, Any]) -> dict[str, float]:
+        """See RowRule."""
+        return {name: float(group[name]) for name in self.hyper}
 
     def update(
         self, rows: Tensor, states: Sequence[Tensor], gradient: Tensor, hyper: Hyper, step: Tensor
@@ -109,22 +117,29 @@ class RowAdamW:
     buffers: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
     hyper: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "weight_decay")
     lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
+    betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
         """Check the fields."""
         check("RowAdamW", "lr", self.lr, 0.0, float("inf"))
-        check("RowAdamW", "beta1", self.beta1, 0.0, 1.0)
-        check("RowAdamW", "beta2", self.beta2, 0.0, 1.0)
+        if len(self.betas) != 2:
+            raise ValueError(f"RowAdamW.betas: {self.betas!r}; allowed: two numbers")
+        check("RowAdamW", "betas[0]", self.betas[0], 0.0, 1.0)
+        check("RowAdamW", "betas[1]", self.betas[1], 0.0, 1.0)
         check("RowAdamW", "eps", self.eps, 0.0, float("inf"))
         check("RowAdamW", "weight_decay", self.weight_decay, 0.0, float("inf"))
 
-    def defaults(self) -> dict[str, float]:
+    def defaults(self) -> dict[str, Any]:
         """See RowRule."""
         return asdict(self)
+
+    def numbers(self, group: Mapping[str, Any]) -> dict[str, float]:
+        """See RowRule."""
+        beta1, beta2 = group["betas"]
+        plain = {name: float(group[name]) for name in ("lr", "eps", "weight_decay")}
+        return {**plain, "beta1": float(beta1), "beta2": float(beta2)}
 
     def update(
         self, rows: Tensor, states: Sequence[Tensor], gradient: Tensor, hyper: Hyper, step: Tensor

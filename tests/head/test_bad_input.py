@@ -93,7 +93,7 @@ def test_constructor_names_field_value_and_choice(arguments, message):
         (lambda: mp.SphereFace(4, -1.0), r"SphereFace\.lam: -1\.0"),
         (lambda: mp.Uniform(1.5), r"Uniform\.rate: 1\.5"),
         (lambda: mp.RowSGD(momentum=1.0), r"RowSGD\.momentum: 1\.0"),
-        (lambda: mp.RowAdamW(beta2=-0.1), r"RowAdamW\.beta2: -0\.1"),
+        (lambda: mp.RowAdamW(betas=(0.9, -0.1)), r"RowAdamW\.betas\[1\]: -0\.1"),
     ],
 )
 def test_parts_refuse_what_has_no_meaning(make, message):

@@ -63,7 +63,7 @@ def learning_rate(step, steps):
         (RowSGD(0.1, 0.5, 0.1), lambda p: torch.optim.SGD(p, 0.1, momentum=0.5, weight_decay=0.1)),
         (RowAdamW(), torch.optim.AdamW),
         (
-            RowAdamW(0.1, 0.5, 0.8, 1e-4, 0.1),
+            RowAdamW(0.1, (0.5, 0.8), 1e-4, 0.1),
             lambda p: torch.optim.AdamW(p, 0.1, betas=(0.5, 0.8), eps=1e-4, weight_decay=0.1),
         ),
     ],
@@ -150,7 +150,7 @@ def test_rows_as_of_now_without_an_update():
 @pytest.mark.parametrize("untouched", ["frozen", "lazy"])
 def test_adamw_rows_left_out(untouched):
     """As documented: frozen keeps all and counts own updates; lazy decays, but skips the updates."""
-    p = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.03}
+    p = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.03}
     rule = RowAdamW(lr=0.02, **p)
     ours = table(rule, untouched, classes=40)
     expected = ours.weight.clone()

@@ -264,3 +264,17 @@ def test_two_forwards_before_one_backward_draw_apart():
     (first + second).backward()
     head.step()
     assert not torch.equal(ids, head.candidate_ids())
+
+
+def test_one_cycle_drives_rate_and_betas_of_adamw():
+    head = mp.ModelParallelSoftmax(DIM, CLASSES, optimizer=mp.RowAdamW(lr=0.1), untouched="lazy")
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(head.optimizer, max_lr=0.1, total_steps=6)
+    seen = set()
+    for _ in range(3):
+        before = head.class_rows(torch.arange(CLASSES))
+        head(torch.ones(2, DIM, requires_grad=True), torch.tensor([0, 1])).backward()
+        head.step()
+        assert not torch.equal(before, head.class_rows(torch.arange(CLASSES)))
+        seen.add((head.optimizer.param_groups[0]["lr"], head.optimizer.param_groups[0]["betas"][0]))
+        scheduler.step()
+    assert len(seen) == 3

@@ -19,7 +19,7 @@ OBJECTIVES = {
     "sphereface": (mp.SphereFace(4, 5.0), {"margin": 4, "lam": 5.0}),
 }
 SGD = {"momentum": 0.9, "weight_decay": 5e-3}
-ADAMW = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "weight_decay": 2e-2}
+ADAMW = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 2e-2}
 RULES = {"sgd": (mp.RowSGD, 0.3, SGD), "adamw": (mp.RowAdamW, 0.02, ADAMW)}
 
 

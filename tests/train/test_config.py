@@ -90,7 +90,7 @@ def test_refusals(override, message):
         ("head.objective={kind: arcface, margn: 1}", "head.objective.margn: unknown key; did you"),
         ("head.objective={kind: arcface, margin: 9}", "head.objective: ArcFace.margin: 9.0"),
         ("head.candidates={kind: uniform, rate: 2}", "head.candidates: Uniform.rate: 2.0"),
-        ("head.optimizer={kind: sgd, beta1: 1}", "head.optimizer.beta1: unknown key"),
+        ("head.optimizer={kind: sgd, eps: 1}", "head.optimizer.eps: unknown key"),
         ("data.augment=fase", "data.augment: 'fase'; did you mean 'face'?"),
         ("backbone.name=iresnet51", "iresnet51"),
     ],
