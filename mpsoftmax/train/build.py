@@ -1,6 +1,5 @@
 """From the configuration to the parts of a run: images, order, backbone, head, optimiser."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -220,8 +219,3 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: str =
         elif a != b:
             out.append(f"{where}: {a} -> {b}")
     return out
-
-
-def fields_of(part: Any) -> dict[str, Any]:
-    """A part as {kind, fields...}, for logs."""
-    return {"kind": type(part).__name__, **dataclasses.asdict(part)}

@@ -280,11 +280,12 @@ class Trainer:
         return nn.utils.clip_grad_norm_(self.net.parameters(), limit)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        """The next micro-batch; what had to be left out of it is named and counted."""
+        """The next micro-batch; what had to be left out of it is named and counted, once an image."""
         batch = next(batches)
-        for name in batch.skipped:
+        for name in sorted(set(batch.skipped) - self.skipped):
             self.skipped.add(name)
-            print(f"rank {self.comm.rank}: skipped undecodable image {name}", flush=True)  # noqa: T201
+            where = f"rank {self.comm.rank}: skipped undecodable image {name}"
+            print(f"{where} ({len(self.skipped)} so far)", flush=True)  # noqa: T201
         return batch
 
     def _evaluate(self) -> list[dict[str, Any]]:
