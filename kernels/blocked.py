@@ -9,14 +9,27 @@ Rows of the compute dtype enter the products as they are; their factor multiplie
 lies in cache. Other rows (bfloat16 compute) must be cast anyway and take the factor along, so that logits are
 rounded once.
 
-What is kept: F where the rows are used as they are; E where they are cast, the factor following in
-`class_gradient`; plain logits with a running maximum, whose final value the sweep does not know yet.
+What is kept: F where the rows are used as they are; E (times the slope of a hard negative's logit) where
+they are cast, the factor following in `class_gradient`; cosine logits with a running maximum, whose final
+value the sweep does not know yet.
+
+A problem that is not plain (masking.py) takes the same way with a few more passes over a block.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mpsoftmax.kernels.problem import Problem, Swept, finite, mask_target, row_factors
+from mpsoftmax.kernels.masking import nearest_rows, negatives_of, strangers
+from mpsoftmax.kernels.problem import (
+    Counts,
+    Problem,
+    Swept,
+    finite,
+    no_counts,
+    row_factors,
+)
 
 CPU_BLOCK_BYTES = 2 * 2**20  # one block of rows: about one core's share of the second-level cache
 CUDA_BLOCK_BYTES = 32 * 2**20  # enough tiles to fill every multiprocessor
@@ -53,7 +66,8 @@ def sweep(
     pull = torch.zeros(batch, features.shape[1], dtype=dtype, device=features.device)
     factor = torch.empty(num_rows, dtype=dtype, device=features.device)
     maximum = torch.full_like(total, -torch.inf) if problem.shift is None else None
-    size = block_size(features.shape[1], features.dtype, features.device)
+    counts = no_counts(problem)
+    size = rows_in_block(problem)
     scratch = features.new_empty(min(size, num_rows), batch)
     scratch_rows = cast_scratch(problem, min(size, num_rows))
     for start in range(0, num_rows, size):
@@ -62,11 +76,14 @@ def sweep(
         if kept is not None and stop <= num_kept:
             entries = kept[start:stop]
         rows = write_logits(problem, start, stop, entries, factor[start:stop], scratch_rows)
-        if maximum is None:
+        if not problem.is_plain:
+            entries = selective(entries, problem, start, maximum, total, pull, counts)
+        elif maximum is None:
             exponentiate(entries, problem, start)
+            total += torch.sum(entries, 0, dtype=dtype)
         else:
             entries = online_maximum(entries, problem, start, maximum, total, pull)
-        total += torch.sum(entries, 0, dtype=dtype)
+            total += torch.sum(entries, 0, dtype=dtype)
         if want_pull:
             if used_as_they_are(problem):
                 entries.mul_(factor[start:stop, None])
@@ -78,7 +95,15 @@ def sweep(
         pull=pull if want_pull else None,
         factor=factor,
         kept=kept,
+        counts=counts,
     )
+
+
+def rows_in_block(problem: Problem) -> int:
+    """Rows in a block of this problem: whole classes."""
+    features = problem.features
+    size = block_size(features.shape[1], features.dtype, features.device)
+    return max(1, size // problem.num_centres) * problem.num_centres
 
 
 def kept_rows(problem: Problem, keep_bytes: int) -> int:
@@ -87,7 +112,7 @@ def kept_rows(problem: Problem, keep_bytes: int) -> int:
     fitting = keep_bytes // max(1, per_row)
     if fitting >= problem.num_rows:
         return problem.num_rows
-    size = block_size(problem.features.shape[1], problem.features.dtype, problem.features.device)
+    size = rows_in_block(problem)
     return fitting // size * size
 
 
@@ -147,7 +172,7 @@ def exponentiate(entries: Tensor, problem: Problem, start: int) -> None:
     if problem.shift:
         entries.sub_(problem.shift)
     entries.exp_()
-    mask_target(entries, problem.owners, start, 0.0)
+    problem.own.fill(entries, start, 0.0)
 
 
 def online_maximum(
@@ -157,13 +182,43 @@ def online_maximum(
 
     `entries` keeps the logits (the final maximum is not known yet); E is returned apart.
     """
-    mask_target(entries, problem.owners, start, -torch.inf)
-    new = torch.maximum(maximum, entries.amax(0).to(maximum.dtype))
+    problem.own.fill(entries, start, -torch.inf)
+    raise_maximum(entries, maximum, total, pull)
+    return torch.exp(entries.to(maximum.dtype) - finite(maximum)).to(entries.dtype)
+
+
+def raise_maximum(logits: Tensor, maximum: Tensor, total: Tensor, pull: Tensor) -> None:
+    """Lift the running maximum to that of a block [n, B] and rescale the sums so far, in place."""
+    new = torch.maximum(maximum, logits.amax(0).to(maximum.dtype))
     rescale = torch.exp(maximum - finite(new))
     total.mul_(rescale)
     pull.mul_(rescale[:, None])
     maximum.copy_(new)
-    return torch.exp(entries.to(new.dtype) - finite(new)).to(entries.dtype)
+
+
+def selective(
+    entries: Tensor,
+    problem: Problem,
+    start: int,
+    maximum: Tensor | None,
+    total: Tensor,
+    pull: Tensor,
+    counts: Counts,
+) -> Tensor:
+    """E times slope of a block of a problem that is not plain; adds to `total` and `counts`.
+
+    With a static shift the result replaces `entries`; with a running maximum it is returned apart.
+    """
+    block = negatives_of(entries, problem, start // problem.num_centres, counts)
+    if maximum is None:
+        exponentials = torch.exp(block.logits - (problem.shift or 0.0))
+        out = entries
+    else:
+        raise_maximum(block.logits, maximum, total, pull)
+        exponentials = torch.exp(block.logits - finite(maximum))
+        out = torch.empty_like(entries)
+    total += exponentials.sum(0)
+    return block.spread(exponentials, out)
 
 
 def accumulate_pull(pull: Tensor, entries: Tensor, rows: Tensor) -> None:
@@ -201,22 +256,76 @@ def class_gradient(swept: Swept, weighted: Tensor, start: int, stop: int, out: T
 
 
 def entries_of(swept: Swept, start: int, stop: int) -> Tensor:
-    """F (E where rows are cast) of rows start..stop-1, all kept or all recomputed: [n, B]."""
-    problem, factor = swept.problem, swept.factor[start:stop]
+    """F (E times slope where rows are cast) of rows start..stop-1, all kept or all recomputed: [n, B]."""
+    problem = swept.problem
     kept = swept.kept is not None and stop <= swept.kept.shape[0]
+    if kept and swept.maximum is None:
+        assert swept.kept is not None
+        return swept.kept[start:stop]
+    k = problem.num_centres
+    first, last = start // k * k, -(-stop // k) * k  # whole classes
     if kept:
         assert swept.kept is not None
-        entries = swept.kept[start:stop]
-        if swept.maximum is None:
-            return entries
+        entries = swept.kept[first:last]
     else:
-        entries = problem.features.new_empty(stop - start, problem.batch)
-        scratch = cast_scratch(problem, stop - start)
-        write_logits(problem, start, stop, entries, torch.empty_like(factor), scratch)
-    if swept.maximum is None:
+        entries = problem.features.new_empty(last - first, problem.batch)
+        scratch, factor = cast_scratch(problem, last - first), swept.factor[first:last]
+        write_logits(problem, first, last, entries, torch.empty_like(factor), scratch)
+    entries = exponentials_of(entries, swept, first)
+    if used_as_they_are(problem):
+        entries.mul_(swept.factor[first:last, None])
+    return entries[start - first : stop - first]
+
+
+def exponentials_of(entries: Tensor, swept: Swept, start: int) -> Tensor:
+    """E times slope from cosine logits [n, B] of rows from `start` on; kept logits stay as they are."""
+    problem, maximum = swept.problem, swept.maximum
+    if problem.is_plain and maximum is None:
         exponentiate(entries, problem, start)
-    else:
-        mask_target(entries, problem.owners, start, -torch.inf)
-        shifted = entries.to(factor.dtype) - finite(swept.maximum)
-        entries = torch.exp(shifted).to(entries.dtype)
-    return entries.mul_(factor[:, None]) if used_as_they_are(problem) else entries
+        return entries
+    shift = problem.shift or 0.0 if maximum is None else finite(maximum)
+    if problem.is_plain:
+        problem.own.fill(entries, start, -torch.inf)
+        return torch.exp(entries.to(swept.factor.dtype) - shift).to(entries.dtype)
+    block = negatives_of(entries, problem, start // problem.num_centres)
+    return block.spread(torch.exp(block.logits - shift), torch.empty_like(entries))
+
+
+def nearest(problem: Problem, groups: Sequence[tuple[int, int]], k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest classes of other baskets, for every sample and group of classes.
+
+    Args:
+        problem: With a selection: a class counts where it shares no basket with the sample and is not
+            left out by it.
+        groups: G ranges (start, stop) of class positions.
+        k: At least 1.
+
+    Returns:
+        Cosines [B, G, k] in the accumulate dtype, descending, -inf where there are fewer, and class
+        positions int64 [B, G, k], -1 there.
+    """
+    parts = [nearest_in(problem, start, stop, k) for start, stop in groups]
+    values, positions = (torch.stack(part, 1) for part in zip(*parts, strict=True))
+    return values, positions
+
+
+def nearest_in(problem: Problem, start: int, stop: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest of class positions start..stop-1: cosines and positions [B, k]."""
+    features, dtype, centres = problem.features, problem.accumulate_dtype, problem.num_centres
+    best = torch.full((k, problem.batch), -torch.inf, dtype=dtype, device=features.device)
+    where = torch.full((k, problem.batch), -1, dtype=torch.int64, device=features.device)
+    size = rows_in_block(problem)
+    scratch = features.new_empty(min(size, problem.num_rows), problem.batch)
+    scratch_rows = cast_scratch(problem, scratch.shape[0])
+    factor = torch.empty(scratch.shape[0], dtype=dtype, device=features.device)
+    for first in range(start, stop, size // centres):
+        last = min(first + size // centres, stop)
+        low, high = first * centres, last * centres
+        entries = scratch[: high - low]
+        write_logits(problem, low, high, entries, factor[: high - low], scratch_rows)
+        cosines = strangers(nearest_rows(entries, problem)[0], problem, first)
+        value, place = cosines.topk(min(k, last - first), dim=0)
+        place = torch.where(value > -torch.inf, place + first, -1)
+        best, order = torch.cat([best, value]).topk(k, dim=0)
+        where = torch.cat([where, place]).gather(0, order)
+    return best.T, where.T

@@ -1,5 +1,6 @@
 """Which kernel runs: by name, or `auto`."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from mpsoftmax.kernels.problem import Problem, Swept
 
 
 class Kernel(Protocol):
-    """The two functions every kernel module has."""
+    """The functions every kernel module has."""
 
     def sweep(
         self, problem: Problem, *, want_pull: bool, keep_bytes: int, spare: Tensor | None = None
@@ -21,6 +22,12 @@ class Kernel(Protocol):
         self, swept: Swept, weighted: Tensor, start: int, stop: int, out: Tensor
     ) -> Tensor:
         """See mpsoftmax.kernels.problem."""
+        ...
+
+    def nearest(
+        self, problem: Problem, groups: Sequence[tuple[int, int]], k: int
+    ) -> tuple[Tensor, Tensor]:
+        """The k nearest classes of other baskets of every sample in each group: [B, G, k] twice."""
         ...
 
 

@@ -93,6 +93,13 @@ class Comm:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._group)
         return tensor
 
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        """Elementwise maximum over the ranks, in place."""
+        self._count("all_reduce", tensor)
+        if self.world > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        return tensor
+
     def reduce_scatter_sum(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks of [world, ...]; this rank gets its own part [...]."""
         self._count("reduce_scatter", tensor)

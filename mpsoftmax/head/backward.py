@@ -1,11 +1,11 @@
 """From Phi's derivatives to the gradient of the raw features: collective (3), and the autograd binding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mpsoftmax.head.exchange import Exchange, GlobalBatch, LocalBatch
@@ -26,6 +26,8 @@ class Recorded:
     """[n]: dL/da with t and l held fixed."""
     scale_is_norm: bool
     """Whether the negatives were scaled by the feature norm."""
+    state: Mapping[str, float]
+    """The objective's running statistics with this batch."""
     version: int
     """Of the class table: the rows must not have moved since."""
 
@@ -38,32 +40,25 @@ def feature_gradient(recorded: Recorded, exchange: Exchange) -> Tensor:
     part, batch, local = recorded.contribution, recorded.batch, recorded.local
     assert part.swept.pull is not None
     by_unit = part.swept.pull * part.negatives[:, None]
+    if part.chosen is not None:
+        by_unit = torch.zeros_like(part.unit).index_copy_(0, part.chosen, by_unit)
     if recorded.scale_is_norm:
         by_unit *= batch.norm[:, None]
-    problem = part.swept.problem
-    units = target_units(problem.rows, problem.target, by_unit.dtype)
-    owned = (problem.target >= 0).to(by_unit.dtype)
-    by_unit.addcmul_(units, (part.target * owned)[:, None])
+    owned = part.targets.owned.to(by_unit.dtype)
+    by_unit.addcmul_(part.targets.unit, (part.target * owned)[:, None])
     by_unit = exchange.comm.reduce_scatter_sum(exchange.spread(by_unit, batch))
     num = local.norm.shape[0]
     by_unit = by_unit[:num]
     inverse = torch.where(local.norm > NORM_FLOOR, local.norm.reciprocal(), 0.0)
     along = torch.linalg.vecdot(by_unit, local.unit)
     by_feature = (by_unit - along[:, None] * local.unit) * inverse[:, None]
+    radial = exchange.own(recorded.by_norm, batch)[:num]
     if recorded.scale_is_norm:
-        by_norm = exchange.own(recorded.by_norm, batch)[:num]
         by_target = exchange.own(part.target * recorded.target_cosine, batch)[:num]
         # Negatives' logits are a <x, w>: their pull along x, over a, is dl/da.
-        radial = by_norm + (along - by_target) * inverse
-        by_feature += radial[:, None] * local.unit
+        radial = radial + (along - by_target) * inverse
+    by_feature += radial[:, None] * local.unit
     return by_feature
-
-
-def target_units(rows: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
-    """[n, D] unit rows of each sample's class; arbitrary where target is -1; zeros without rows."""
-    if rows.shape[0] == 0:
-        return rows.new_zeros(target.shape[0], rows.shape[1], dtype=dtype)
-    return nn.functional.normalize(rows[target.clamp_min(0)].to(dtype), dim=1, eps=NORM_FLOOR)
 
 
 class HeadFunction(torch.autograd.Function):

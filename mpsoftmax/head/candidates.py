@@ -1,10 +1,11 @@
-"""Candidates: which rows of this rank's shard take part in a step.
+"""Candidates: which classes of this rank's shard, and which samples, take part in a step's negatives.
 
-All of them, or a sample that contains every class the batch needs. Drawing costs time and memory in
-proportion to the sample, whatever the number of classes.
+All of them, or a sample. Drawing costs time and memory in proportion to the sample, whatever the number of
+classes. The sample's own class is always there, as its target; it need not be a candidate.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,17 +17,53 @@ def random_stream(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
+class Candidates:
+    """What every way of drawing offers."""
+
+    holds_positives: ClassVar[bool] = True
+    """Whether the batch's own classes are always among the candidates."""
+    samples_classes: ClassVar[bool] = False
+    """Whether `draw` leaves classes out."""
+
+    def draw(self, num_local: int, positives: np.ndarray, key: Key) -> np.ndarray | None:
+        """Sorted local classes that are negatives in this step; None: all of them.
+
+        Args:
+            num_local: Classes in the shard.
+            positives: Sorted unique local classes of the batch, int64.
+            key: What the draw depends on: (seed, rank, step, ...).
+
+        Returns:
+            int64, sorted, without repetition.
+        """
+        return None
+
+    def choose(self, num_samples: int, key: Key) -> np.ndarray | None:
+        """Sorted samples of the global batch whose negatives are summed; None: all of them.
+
+        Args:
+            num_samples: Valid samples of all ranks.
+            key: What the draw depends on, the same on all ranks: (seed, step, ...).
+
+        Returns:
+            int64, sorted, at least one where there is any sample.
+        """
+        return None
+
+
 @dataclass(frozen=True)
-class All:
+class All(Candidates):
     """Every class is a candidate."""
 
-    def draw(self, num_local: int, positives: np.ndarray, key: Key) -> None:
-        """None: all rows, without an index."""
-        return
+
+def check_rate(part: object, rate: float) -> None:
+    """Raise ValueError unless 0 < rate <= 1."""
+    if not 0 < rate <= 1:
+        raise ValueError(f"{type(part).__name__}.rate: {rate!r}; allowed: 0 < rate <= 1 (all)")
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Candidates):
     """Partial FC: the batch's own classes, filled up with uniform negatives of every shard.
 
     An et al., 2021 and 2022 (arXiv 2010.05222, 2203.15565). Each rank keeps all classes of the global batch
@@ -34,6 +71,7 @@ class Uniform:
     the batch's classes alone exceed that, they are the sample. No re-weighting.
     """
 
+    samples_classes: ClassVar[bool] = True
     rate: float = 0.1
 
     def __post_init__(self) -> None:
@@ -42,16 +80,7 @@ class Uniform:
             raise ValueError(f"Uniform.rate: {self.rate!r}; allowed: 0 (positives only) to 1 (all)")
 
     def draw(self, num_local: int, positives: np.ndarray, key: Key) -> np.ndarray:
-        """Sorted local rows of this step's candidates.
-
-        Args:
-            num_local: Rows in the shard.
-            positives: Sorted unique local rows of the batch's classes, int64.
-            key: What the draw depends on: (seed, rank, step, ...).
-
-        Returns:
-            int64, sorted, without repetition, containing `positives`.
-        """
+        """See Candidates.draw: contains `positives`."""
         wanted = int(self.rate * num_local) - positives.size
         if wanted <= 0:
             return positives
@@ -61,7 +90,78 @@ class Uniform:
         return np.sort(np.concatenate([positives, others]))
 
 
-Candidates = All | Uniform
+BATCH_LABELS = ("drawn", "excluded", "included")
+
+
+@dataclass(frozen=True)
+class DSoftmaxK(Candidates):
+    """D-Softmax-K: random negatives, redrawn each step in every shard, whatever the batch's classes.
+
+    He et al., 2020 (arXiv 1908.01281); our reconstruction of the published idea. Each rank draws
+    max(1, int(rate * local classes)) classes uniformly without replacement; a sample's own class is never its
+    negative. No re-weighting.
+
+    Attributes:
+        batch_labels: Classes of the batch's other samples: "drawn" count where they were drawn (true
+            negatives like any other), "excluded" never count, "included" always count, beside the drawn
+            ones: their rows are fetched for the targets anyway.
+    """
+
+    samples_classes: ClassVar[bool] = True
+    rate: float = 1 / 64
+    batch_labels: str = "drawn"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_rate(self, self.rate)
+        if self.batch_labels not in BATCH_LABELS:
+            allowed = ", ".join(BATCH_LABELS)
+            raise ValueError(f"DSoftmaxK.batch_labels: {self.batch_labels!r}; allowed: {allowed}")
+
+    @property
+    def holds_positives(self) -> bool:  # type: ignore[override]
+        """See Candidates."""
+        return self.batch_labels == "included"
+
+    def draw(self, num_local: int, positives: np.ndarray, key: Key) -> np.ndarray:
+        """See Candidates.draw."""
+        wanted = min(num_local, max(1, int(self.rate * num_local)))
+        drawn = sample_without_replacement(num_local, wanted, random_stream(*key))
+        if self.batch_labels == "excluded":
+            return np.setdiff1d(drawn, positives, assume_unique=True)
+        if self.batch_labels == "included":
+            return np.union1d(drawn, positives)
+        return drawn
+
+
+@dataclass(frozen=True)
+class DSoftmaxB(Candidates):
+    """D-Softmax-B: all classes, but only a random part of the batch meets its negatives.
+
+    He et al., 2020 (arXiv 1908.01281); the draw and its normaliser are our reconstruction. From the n valid
+    samples of all ranks max(1, int(rate * n)) are drawn, the same on all ranks; their inter-class part is
+    weighted by n over that number, so its expectation is that of the whole batch. Only for objectives that
+    are a sum of a function of t and a function of l (D-Softmax).
+    """
+
+    rate: float = 1 / 64
+
+    def __post_init__(self) -> None:
+        """Check the rate."""
+        check_rate(self, self.rate)
+
+    def choose(self, num_samples: int, key: Key) -> np.ndarray:
+        """See Candidates.choose."""
+        wanted = min(num_samples, max(1, int(self.rate * num_samples)))
+        return sample_without_replacement(num_samples, wanted, random_stream(*key))
+
+
+CANDIDATES: dict[str, type[Candidates]] = {
+    "all": All,
+    "uniform": Uniform,
+    "dsoftmax_k": DSoftmaxK,
+    "dsoftmax_b": DSoftmaxB,
+}
 
 
 def sample_without_replacement(

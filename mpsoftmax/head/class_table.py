@@ -1,8 +1,9 @@
 """The class table: the rows of this rank, their optimiser state, and how both change.
 
 Rows are initialised by class id, so the table is the same at every world size and no two shards start
-alike. Only touched rows move in a step; the others stay `frozen`, or are caught up `lazy` when they are next
-needed, exactly as if every step had updated them with a zero gradient.
+alike. A class has one row, or K that follow each other (sub-centres). Only touched rows move in a step; the
+others stay `frozen`, or are caught up `lazy` when they are next needed, exactly as if every step had updated
+them with a zero gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,11 +68,12 @@ class ClassTable:
         init_std: Their standard deviation.
         rule: The row-wise optimiser.
         untouched: "frozen" or "lazy".
+        num_centres: K, rows of a class.
 
     Attributes:
-        weight: [stop - start, D] rows as of the step in `row_step`.
-        states: The rule's buffers, each [stop - start, D].
-        row_step: int64 [stop - start]. Frozen: updates this row has had. Lazy: the step it is current to.
+        weight: [num_rows, D] rows as of the step in `row_step`; those of a class follow each other.
+        states: The rule's buffers, each [num_rows, D].
+        row_step: int64 [num_rows]. Frozen: updates this row has had. Lazy: the step it is current to.
         num_steps: Steps taken so far.
     """
 
@@ -87,17 +89,19 @@ class ClassTable:
         init_std: float,
         rule: RowRule,
         untouched: str,
+        num_centres: int = 1,
     ) -> None:
-        self.num_classes, self.dim = num_classes, dim
+        self.num_classes, self.dim, self.num_centres = num_classes, dim, num_centres
         self.start, self.stop = local
         self.rule, self.lazy = rule, untouched == "lazy"
-        self.weight = torch.empty(self.num_local, dim, dtype=dtype, device=device)
-        for first in range(0, self.num_local, INIT_CHUNK_ROWS):
-            last = min(first + INIT_CHUNK_ROWS, self.num_local)
-            rows = initial_rows(self.start + first, self.start + last, dim, seed, init_std)
+        self.weight = torch.empty(self.num_rows, dim, dtype=dtype, device=device)
+        offset = self.start * num_centres
+        for first in range(0, self.num_rows, INIT_CHUNK_ROWS):
+            last = min(first + INIT_CHUNK_ROWS, self.num_rows)
+            rows = initial_rows(offset + first, offset + last, dim, seed, init_std)
             self.weight[first:last] = torch.from_numpy(rows)
         self.states = [torch.zeros_like(self.weight) for _ in rule.buffers]
-        self.row_step = torch.zeros(self.num_local, dtype=torch.int64, device=device)
+        self.row_step = torch.zeros(self.num_rows, dtype=torch.int64, device=device)
         self.num_steps = 0
         self.version = 0  # counts what moved rows: a forward's record is of one version
         self._hyper_log: list[list[float]] = []
@@ -105,8 +109,20 @@ class ClassTable:
 
     @property
     def num_local(self) -> int:
-        """Rows on this rank."""
+        """Classes on this rank."""
         return self.stop - self.start
+
+    @property
+    def num_rows(self) -> int:
+        """Rows on this rank."""
+        return self.num_local * self.num_centres
+
+    def rows_of(self, classes: Tensor | None) -> Tensor | None:
+        """Local rows int64 [n K] of local classes [n]; None (all) of None."""
+        if classes is None or self.num_centres == 1:
+            return classes
+        centres = torch.arange(self.num_centres, device=classes.device)
+        return (classes[:, None] * self.num_centres + centres).reshape(-1)
 
     def current_rows(self, index: Tensor | None) -> Tensor:
         """Rows as of now: [n, D]. All of them as a view where none lags behind, else a copy.
@@ -116,6 +132,8 @@ class ClassTable:
         """
         if index is None and not self._lagging(self.row_step):
             return self.weight
+        if index is not None and not self._lagging(self.row_step[index]):
+            return self.weight[index]
         rows, _ = self._gather(index)
         return rows
 
@@ -138,7 +156,7 @@ class ClassTable:
             group: The optimiser's parameter group as it is in this step.
         """
         hyper = self.rule.numbers(group)
-        num_rows = self.num_local if index is None else index.numel()
+        num_rows = self.num_rows if index is None else index.numel()
         in_place = index is None and not self._lagging(self.row_step)
         step, squares = self._next_step(index), norms.to(self.weight).square()[:, None]
         size = block_size(self.dim, self.weight.dtype, self.weight.device)
@@ -156,8 +174,7 @@ class ClassTable:
                 if not in_place:
                     self._store(where, rows, states)
         self.row_step[slice(None) if index is None else index] = step
-        self.num_steps += 1
-        self.version += 1
+        self.end_step()
         if self.lazy:
             self._log(hyper)
 
@@ -210,27 +227,41 @@ class ClassTable:
         self._hyper_log.append([float(hyper[name]) for name in self.rule.hyper])
         self._history.append(self.rule.transition(hyper))
 
-    def set_rows(self, index: Tensor, rows: Tensor) -> None:
-        """Overwrite local rows [n, D]; their optimiser state starts afresh."""
+    def move(self, index: Tensor, rows: Tensor) -> None:
+        """One step of rows that follow something else than a gradient: they become `rows` [n, D]."""
+        self.weight[index] = rows
+        self.row_step[index] += 1
+
+    def end_step(self) -> None:
+        """Count a step whose rows `move` has moved."""
+        self.num_steps += 1
+        self.version += 1
+
+    def set_rows(self, index: Tensor, rows: Tensor, *, row_step: int = 0) -> None:
+        """Overwrite local rows [n, D]; their optimiser state starts afresh, at `row_step` where frozen."""
         rows = rows.to(self.weight)
         norm = torch.linalg.vector_norm(rows, dim=1)
         unusable = ~((norm > NORM_FLOOR) & norm.isfinite())
         if bool(unusable.any()):
             where = int(torch.nonzero(unusable)[0, 0])
             raise ValueError(
-                f"rows: that of class {int(index[where]) + self.start} has norm {float(norm[where])}; "
-                "allowed: finite and not zero (a row is a direction)"
+                f"rows: that of class {int(index[where]) // self.num_centres + self.start} has norm "
+                f"{float(norm[where])}; allowed: finite and not zero (a row is a direction)"
             )
         self.version += 1
         self.weight[index] = rows
         for state in self.states:
             state[index] = 0
-        self.row_step[index] = self.num_steps if self.lazy else 0
+        self.row_step[index] = self.num_steps if self.lazy else row_step
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is one row per class: the live tensors, [num_local, ...]."""
+        """Everything that goes by class: the live tensors, [num_local, ...], or [num_local, K, ...]."""
         named = dict(zip(self.rule.buffers, self.states, strict=True))
-        return {"weight": self.weight, **named, "row_step": self.row_step}
+        tensors = {"weight": self.weight, **named, "row_step": self.row_step}
+        if self.num_centres == 1:
+            return tensors
+        shape = (self.num_local, self.num_centres)
+        return {name: tensor.view(*shape, *tensor.shape[1:]) for name, tensor in tensors.items()}
 
     def progress(self) -> dict[str, Tensor]:
         """What all ranks share: `num_steps` int64 [], `step_log` float64 [steps, k] (lazy tables)."""

@@ -1,6 +1,6 @@
 """The objective on the reduced row statistics: mean loss and its derivatives in t, l and a.
 
-Vectors of length B, the same on every rank, in float64 whatever the compute dtype: exact for next to nothing.
+Vectors of length n, the same on every rank, in float64 whatever the compute dtype: exact for next to nothing.
 """
 
 from dataclasses import dataclass
@@ -9,18 +9,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mpsoftmax.head.objectives import Objective
+from mpsoftmax.head.objectives.base import Context, Objective, SeparableObjective
 
 
 class Reduced(NamedTuple):
-    """Row statistics over all shards, each [n]."""
+    """Row statistics over all shards, of n samples; m of them, as a rule all, met their negatives."""
 
     total: Tensor
-    """Sum of exp(g - maximum) over all negatives."""
+    """[m] sum of exp(g - maximum) over all negatives."""
     maximum: Tensor
-    """The shift `total` refers to."""
+    """[m] the shift `total` refers to."""
     cosine: Tensor
-    """Target cosine t."""
+    """[n] target cosine t."""
+    chosen: Tensor | None
+    """int64 [m] the samples that met their negatives; None: all."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +34,39 @@ class Derivatives:
     by_target: Tensor
     """[n] dL/dt."""
     by_negatives: Tensor
-    """[n] dL/dl."""
+    """[m] dL/dl."""
     by_norm: Tensor
     """[n] dL/da with t and l held fixed."""
     statistics: dict[str, Tensor]
     """Scalars for `last_stats`."""
 
 
-def differentiate(objective: Objective, reduced: Reduced, norm: Tensor) -> Derivatives:
+def differentiate(
+    objective: Objective, reduced: Reduced, norm: Tensor, context: Context
+) -> Derivatives:
     """Phi and its derivatives by autograd.
 
     Args:
-        objective: Phi.
+        objective: Phi; a SeparableObjective where only some samples met their negatives.
         reduced: The row statistics.
         norm: [n] a.
+        context: What else the objective may know.
 
     Returns:
         All zeros where n is 0.
     """
-    total, maximum, cosine = reduced
-    dtype, num = total.dtype, max(1, total.numel())
+    total, maximum, cosine, chosen = reduced
+    dtype, num = total.dtype, max(1, cosine.numel())
     with torch.inference_mode(False), torch.enable_grad():
         # Clones: under inference_mode the inputs could not take part in autograd.
         t, a = (value.double().clone().requires_grad_() for value in (cosine, norm))
         negatives = (maximum.double() + total.double().log()).clone().requires_grad_()
-        loss = objective.loss(t, negatives, a).sum() / num
+        if chosen is None:
+            loss = objective.loss(t, negatives, a, context).sum() / num
+        else:
+            assert isinstance(objective, SeparableObjective)
+            inter = objective.inter(negatives).sum() / max(1, chosen.numel())
+            loss = objective.intra(t, a, context).sum() / num + inter
         gradients = torch.autograd.grad(
             loss, (t, negatives, a), allow_unused=True, materialize_grads=True
         )
@@ -64,9 +74,10 @@ def differentiate(objective: Objective, reduced: Reduced, norm: Tensor) -> Deriv
         some = torch.where(total > 0, negatives, torch.zeros_like(negatives))
         statistics = {
             "target_cosine": (t.sum() / num).to(dtype),
-            "negatives_logsumexp": (some.sum() / num).to(dtype),
+            "negatives_logsumexp": (some.sum() / max(1, some.numel())).to(dtype),
             "q": gradients[1].sum().to(dtype),
             "feature_norm": (a.sum() / num).to(dtype),
+            **objective.statistics(t, a, context),
         }
     by_target, by_negatives, by_norm = (gradient.to(dtype) for gradient in gradients)
     return Derivatives(loss.detach().to(dtype), by_target, by_negatives, by_norm, statistics)

@@ -1,7 +1,7 @@
 """The class gradient, formed tile by tile from what the backward calls of a step left.
 
 Accumulation over several backward calls is addition of their tiles; with sampled candidates each call has
-rows of its own, and the tiles run over the union of them.
+rows of its own, and the tiles run over the union of them and of the samples' own rows.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mpsoftmax.head.derivatives import Reduced
-from mpsoftmax.kernels.problem import Swept, weigh
+from mpsoftmax.head.targets import Targets
+from mpsoftmax.kernels.problem import NORM_FLOOR, Pairs, Swept, weigh
 from mpsoftmax.kernels.select import Kernel
 
 
@@ -19,14 +20,21 @@ class Contribution:
     """What one backward call leaves for step(): enough to form the class gradient tile by tile."""
 
     index: Tensor | None
-    """Sorted local candidate rows, None for all."""
+    """Sorted local rows that were swept, None for all."""
     swept: Swept
+    chosen: Tensor | None
+    """int64 [m] samples that met their negatives; None: all n."""
     unit: Tensor
     """[n, D] accumulate dtype: unit features."""
+    norm: Tensor
+    """[n] feature norms."""
+    targets: Targets
     negatives: Tensor
-    """[n]: dL/dl over the (shard-relative) total: multiplies E."""
+    """[m]: dL/dl over the (shard-relative) total: multiplies E."""
     target: Tensor
     """[n]: dL/dt: multiplies the target row's feature."""
+    swept_own: bool
+    """Whether the samples' own rows are among those swept."""
 
 
 class TileSource:
@@ -37,27 +45,31 @@ class TileSource:
         self._same = union is None or part.index is None or part.index is union
         self._union = union
         self._weighted = weigh(part.swept, part.negatives)
-        self._owners = part.swept.problem.owners
-        self._pulls = target_pulls(part)
+        place = part.targets.row
+        if union is not None and union.numel():
+            place = torch.where(place >= 0, torch.searchsorted(union, place), -1)
+        self._owners = Pairs(place)
+        weight = part.target / part.targets.norm.clamp_min(NORM_FLOOR)
+        self._pulls = part.unit * weight[:, None]
 
     def write(self, start: int, stop: int, out: Tensor, *, add: bool) -> None:
         """Write (or add) the gradient by rows start..stop-1 of the union into `out` [n, D].
 
         Their norm counts as constant: the class table projects onto the tangent space.
         """
-        if self._same:
-            first, last, places = start, stop, None
+        if self._same and not add and out.dtype == self._part.unit.dtype:
+            self._kernel.class_gradient(self._part.swept, self._weighted, start, stop, out)
         else:
-            first, last, places = self._overlap(start, stop)
-        direct = places is None and not add
-        tile = out if direct else out.new_empty(last - first, out.shape[1])
-        tile = tile.to(self._part.unit.dtype)
+            self._write_apart(start, stop, out, add=add)
+        places = self._owners.within(start, stop)
+        if places.start < places.stop:
+            pulls = self._pulls[self._owners.samples[places]].to(out.dtype)
+            out.index_add_(0, self._owners.classes[places] - start, pulls)
+
+    def _write_apart(self, start: int, stop: int, out: Tensor, *, add: bool) -> None:
+        first, last, places = (start, stop, None) if self._same else self._overlap(start, stop)
+        tile = self._part.unit.new_empty(last - first, out.shape[1])
         self._kernel.class_gradient(self._part.swept, self._weighted, first, last, tile)
-        self._add_targets(first, last, tile)
-        if direct:
-            if tile is not out:
-                out.copy_(tile)
-            return
         if not add:
             out.zero_()
         if places is None:
@@ -74,25 +86,9 @@ class TileSource:
         places = torch.searchsorted(ids, self._part.index[bounds[0] : bounds[1]])
         return bounds[0], bounds[1], places
 
-    def _add_targets(self, first: int, last: int, tile: Tensor) -> None:
-        """Add the pulls of the samples whose own class lies in these rows."""
-        places = self._owners.within(first, last)
-        if places.start < places.stop:
-            tile.index_add_(0, self._owners.rows[places] - first, self._pulls[places])
-
-
-def target_pulls(part: Contribution) -> Tensor:
-    """[n, D] dL/dt x_i / |w| on its own class's row, in the order of `problem.owners`; 0 if not here."""
-    problem, factor = part.swept.problem, part.swept.factor
-    rows, samples = problem.owners.rows, problem.owners.samples
-    if problem.num_rows == 0:
-        return torch.zeros_like(part.unit)
-    weight = part.target[samples] * factor[rows.clamp_min(0)] / problem.scale
-    return part.unit[samples] * weight.masked_fill(rows < 0, 0.0)[:, None]
-
 
 def coefficients(swept: Swept, reduced: Reduced, by_negatives: Tensor) -> Tensor:
-    """[n] what multiplies this shard's E: dL/dl over the total, relative to the shard's own maximum.
+    """[m] what multiplies this shard's E: dL/dl over the total, relative to the shard's own maximum.
 
     0/0 where a sample has no negatives at all, or none in this shard: exactly zero.
     """
@@ -104,21 +100,25 @@ def coefficients(swept: Swept, reduced: Reduced, by_negatives: Tensor) -> Tensor
 
 
 def row_norms(parts: list[Contribution], union: Tensor | None) -> Tensor:
-    """[n] norms of the union's rows, as the sweeps found them."""
+    """[n] norms of the union's rows, as the sweeps and the targets found them."""
     norms = [part.swept.problem.scale / part.swept.factor for part in parts]
     if union is None or parts[0].index is union:
-        return norms[0]
+        return next(n for n, p in zip(norms, parts, strict=True) if p.index is union)
     out = norms[0].new_empty(union.numel())
     for part, norm in zip(parts, norms, strict=True):
         assert part.index is not None
         out[torch.searchsorted(union, part.index)] = norm
+        here = part.targets.owned
+        out[torch.searchsorted(union, part.targets.row[here])] = part.targets.norm[here].to(out)
     return out
 
 
-def union_of(indices: list[Tensor | None]) -> Tensor | None:
-    """Sorted union of sorted row indices; None (all rows) if any is None."""
-    if any(index is None for index in indices):
+def union_of(parts: list[Contribution]) -> Tensor | None:
+    """Sorted union of the rows that some part's gradient reaches; None (all rows) if any sweeps all."""
+    if any(part.index is None for part in parts):
         return None
-    if len(indices) == 1:
-        return indices[0]
-    return torch.unique(torch.cat([index for index in indices if index is not None]))
+    if len(parts) == 1 and parts[0].swept_own:
+        return parts[0].index
+    indices = [part.index for part in parts if part.index is not None]
+    own = [part.targets.row[part.targets.owned] for part in parts]
+    return torch.unique(torch.cat([*indices, *own]))

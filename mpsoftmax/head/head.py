@@ -12,36 +12,34 @@ One step (docs/architecture.md), with B valid samples of all ranks:
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import ProcessGroup
 
 from mpsoftmax.comm import Comm
-from mpsoftmax.head.arguments import check_choice, check_part, check_whole
-from mpsoftmax.head.backward import HeadFunction, Recorded, feature_gradient, target_units
-from mpsoftmax.head.candidates import All, Candidates
+from mpsoftmax.head import forward as forward_pass
+from mpsoftmax.head.arguments import Description, check_choice, check_whole
+from mpsoftmax.head.backward import HeadFunction, Recorded, feature_gradient
+from mpsoftmax.head.baskets import Baskets, Miner
+from mpsoftmax.head.candidates import Candidates
+from mpsoftmax.head.centres import ClassMeans, class_sums, moved_centres
 from mpsoftmax.head.class_table import UNTOUCHED, ClassTable, local_range
-from mpsoftmax.head.derivatives import Derivatives, Reduced, differentiate
-from mpsoftmax.head.exchange import Exchange, GlobalBatch, LocalBatch
-from mpsoftmax.head.gradient import (
-    Contribution,
-    TileSource,
-    coefficients,
-    row_norms,
-    union_of,
-)
-from mpsoftmax.head.objectives import Objective, objective_named
+from mpsoftmax.head.exchange import Exchange
+from mpsoftmax.head.gradient import Contribution, TileSource, coefficients, row_norms, union_of
+from mpsoftmax.head.merged import MergedClasses
+from mpsoftmax.head.nearest import nearest_classes
+from mpsoftmax.head.negatives import Negatives
+from mpsoftmax.head.objectives import Objective
 from mpsoftmax.head.optimizer import Optimizer
-from mpsoftmax.head.row_optim import RowRule, RowSGD
-from mpsoftmax.head.shift import static_shift
+from mpsoftmax.head.row_optim import RowRule
+from mpsoftmax.head.running_state import RunningState
 from mpsoftmax.head.table_state import load_table_state, table_state
-from mpsoftmax.kernels.problem import Problem, Swept, finite
+from mpsoftmax.head.weights import ClassCentres, Weights
 from mpsoftmax.kernels.select import select
 
 COMPUTE_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -51,12 +49,18 @@ ROW_DTYPES = (torch.float64, torch.float32)
 class ModelParallelSoftmax(nn.Module):
     """Margin softmax whose class rows are partitioned over the ranks.
 
+    Four free axes: objective x negatives (and baskets) x candidates x class weights. A combination without
+    meaning is refused with its reason.
+
     Args:
         embedding_dim: D.
         num_classes: Classes over all ranks; rank r owns those of `local_range`.
         objective: An Objective, or the name of one with its default margins.
-        candidates: "all", or Uniform(rate): which rows take part in a step.
-        optimizer: RowSGD(...) (default) or RowAdamW(...): how rows move in `step()`.
+        candidates: "all", or Uniform(rate), DSoftmaxK(rate), DSoftmaxB(rate): who takes part in a step.
+        negatives: "all", or NoiseFilter(threshold): what look-alikes of other classes do.
+        baskets: Baskets(sizes, rule) where the classes come from several data sets with labels of their own.
+        weights: "learned", SubCentres(num), or ClassCentres(...): what a class's rows are.
+        optimizer: RowSGD(...) (default) or RowAdamW(...): how learned rows move in `step()`.
         untouched: What happens to rows outside the candidates: "frozen" stay as they are, "lazy" are caught
             up exactly as if every step had moved them with a zero gradient.
         compute_dtype: dtype of the matrix products: float64, float32 or bfloat16. Sums are float32 or wider.
@@ -71,7 +75,8 @@ class ModelParallelSoftmax(nn.Module):
         process_group: None takes the default group where one exists, else world size 1.
 
     Raises:
-        ValueError: an argument is out of range, or the ranks do not agree on the arguments.
+        ValueError: an argument is out of range, a combination has no meaning, or the ranks do not agree on
+            the arguments.
     """
 
     def __init__(
@@ -81,6 +86,9 @@ class ModelParallelSoftmax(nn.Module):
         *,
         objective: Objective | str = "arcface",
         candidates: Candidates | str = "all",
+        negatives: Negatives | str = "all",
+        baskets: Baskets | None = None,
+        weights: Weights | str = "learned",
         optimizer: RowRule | None = None,
         untouched: str = "frozen",
         compute_dtype: torch.dtype = torch.float32,
@@ -105,20 +113,19 @@ class ModelParallelSoftmax(nn.Module):
             check_whole("batch_capacity", batch_capacity, 1)
         if not 0 < init_std < float("inf"):
             raise ValueError(f"init_std: {init_std!r}; allowed: a positive number")
-        self.embedding_dim, self.num_classes = embedding_dim, num_classes
-        self.objective = objective_named(objective) if isinstance(objective, str) else objective
-        self.candidates = (
-            candidates_named(candidates) if isinstance(candidates, str) else candidates
+        described = Description.of(
+            objective, candidates, negatives, baskets, weights, optimizer, untouched, num_classes
         )
-        check_part("objective", self.objective, Objective)
-        check_part("candidates", self.candidates, Candidates)
+        self.embedding_dim, self.num_classes = embedding_dim, num_classes
+        self.objective, self.candidates = described.objective, described.candidates
+        self.negatives, self.baskets = described.negatives, described.baskets
+        self.weights, self.row_rule = described.weights, described.optimizer
         self.compute_dtype, self.e_budget_bytes, self.seed = compute_dtype, e_budget_bytes, seed
-        self.row_rule = optimizer or RowSGD()
         self.comm = Comm(process_group)
-        self._agree(kernel, untouched, row_dtype, batch_capacity, init_std)
+        numbers = (embedding_dim, num_classes, compute_dtype, e_budget_bytes, seed, kernel)
+        self._agree(described, *numbers, untouched, row_dtype, batch_capacity, init_std)
         self.local_range = local_range(num_classes, self.comm.world, self.comm.rank)
-        self._kernel = select(kernel)
-        self._shift = static_shift(self.objective.logit_range(), num_classes, compute_dtype)
+        where = torch.device("cpu" if device is None else device)
         self._exchange = Exchange(
             self.comm, embedding_dim, num_classes, compute_dtype, batch_capacity
         )
@@ -127,11 +134,30 @@ class ModelParallelSoftmax(nn.Module):
             dim=embedding_dim,
             local=self.local_range,
             dtype=row_dtype,
-            device=torch.device("cpu" if device is None else device),
+            device=where,
             seed=seed,
             init_std=init_std,
             rule=self.row_rule,
             untouched=untouched,
+            num_centres=self.weights.num_centres,
+        )
+        self._kernel = select(kernel)
+        self.merged_classes = MergedClasses(where)
+        self._running = RunningState(self.objective)
+        self.miner = self._make_miner(where)
+        self._parts = forward_pass.Parts(
+            objective=described.margins_applied(),
+            candidates=self.candidates,
+            negatives=self.negatives,
+            weights=self.weights,
+            miner=self.miner,
+            merged=self.merged_classes,
+            running=self._running,
+            table=self._table,
+            comm=self.comm,
+            kernel=self._kernel,
+            compute_dtype=compute_dtype,
+            seed=seed,
         )
         self.optimizer = Optimizer(
             self._table.weight,
@@ -141,15 +167,18 @@ class ModelParallelSoftmax(nn.Module):
         )
         self._contributions: list[Contribution] = []
         self._spare: Tensor | None = None  # memory of E of the last step, for the next forward
-        self._candidate_index: Tensor | None = None
+        self._last: forward_pass.Forward | None = None
         self._num_draws = 0  # training forwards since the last step: each draws its own candidates
         self.last_stats: dict[str, Tensor] = {}
 
-    def _agree(self, *more: object) -> None:
+    def _make_miner(self, device: torch.device) -> Miner | None:
+        if self.baskets is None:
+            return None
+        return Miner(self.baskets, self.comm, self._kernel, self.local_range, device)
+
+    def _agree(self, *arguments: object) -> None:
         """Raise on every rank where the ranks were given different heads; nothing is counted."""
-        own = (self.embedding_dim, self.num_classes, self.objective, self.candidates, self.row_rule)
-        numbers = (self.compute_dtype, self.e_budget_bytes, self.seed)
-        description = repr((*own, *numbers, *more))
+        description = repr(arguments)
         digest = int.from_bytes(hashlib.sha256(description.encode()).digest()[:7], "little")
         digests = self.comm.all_gather(torch.tensor([digest], device=self.comm.device))[:, 0]
         self.comm.reset_counters()
@@ -182,46 +211,49 @@ class ModelParallelSoftmax(nn.Module):
         """
         with no_autocast(features):
             if not torch.is_grad_enabled():
-                return self._forward(features, labels, want_gradient=False)[0].loss
+                return self._evaluate(features, labels)
             anchor = torch.zeros((), device=features.device, requires_grad=True)
             arguments = (features, anchor, labels, self._record, self._backward)
             return HeadFunction.apply(*arguments)  # type: ignore[return-value]
 
-    def _forward(
-        self, features: Tensor, labels: Tensor, *, want_gradient: bool
-    ) -> tuple[Derivatives, Swept, LocalBatch, GlobalBatch, Reduced]:
-        """The forward pass up to the derivatives of Phi."""
-        local, batch = self._exchange.gather(features, labels)
-        index, target = self._draw(batch.labels)
-        self._candidate_index = index
-        rows = self._table.current_rows(index)
-        swept = self._sweep(batch, rows, target, want_gradient)
-        reduced = self._reduce(swept, self._target_cosine(batch, rows, target))
-        derivatives = differentiate(self.objective, reduced, batch.norm)
-        return derivatives, swept, local, batch, reduced
+    def _evaluate(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The loss alone."""
+        _, batch = self._exchange.gather(features, labels)
+        found = forward_pass.run(self._parts, batch, num_draws=self._num_draws, training=None)
+        self._last = replace(found, swept=None)  # type: ignore[arg-type]
+        return found.derivatives.loss
 
     def _record(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Recorded]:
         """The forward pass of training: the loss, and what its backward needs."""
-        derivatives, swept, local, batch, reduced = self._forward(
-            features, labels, want_gradient=True
-        )
+        local, batch = self._exchange.gather(features, labels)
+        kept = sum(contribution.swept.kept_bytes for contribution in self._contributions)
+        room = forward_pass.Room(max(0, self.e_budget_bytes - kept), self._spare)
+        self._spare = None
+        found = forward_pass.run(self._parts, batch, num_draws=self._num_draws, training=room)
         self._num_draws += 1
-        candidates = torch.tensor(swept.problem.num_rows)
+        derivatives, swept = found.derivatives, found.swept
+        candidates = torch.tensor(swept.problem.num_classes)
         self.last_stats = {**derivatives.statistics, "candidates": candidates}
+        self._last = replace(found, swept=None)  # type: ignore[arg-type]
         contribution = Contribution(
-            index=self._candidate_index,
+            index=self._table.rows_of(found.index),
             swept=swept,
+            chosen=found.reduced.chosen,
             unit=batch.unit.to(swept.total.dtype),
-            negatives=coefficients(swept, reduced, derivatives.by_negatives),
+            norm=batch.norm,
+            targets=found.targets,
+            negatives=coefficients(swept, found.reduced, derivatives.by_negatives),
             target=derivatives.by_target,
+            swept_own=self.candidates.holds_positives,
         )
         return derivatives.loss, Recorded(
             contribution=contribution,
             local=local,
             batch=batch,
-            target_cosine=reduced.cosine,
+            target_cosine=found.reduced.cosine,
             by_norm=derivatives.by_norm,
             scale_is_norm=self.objective.scale_is_norm,
+            state=found.state,
             version=self._table.version,
         )
 
@@ -235,61 +267,11 @@ class ModelParallelSoftmax(nn.Module):
         part = recorded.contribution
         with no_autocast(part.unit):
             gradient = feature_gradient(recorded, self._exchange)
+        self._running.hold(recorded.state)
         self._contributions.append(
             replace(part, negatives=part.negatives * factor, target=part.target * factor)
         )
         return gradient * (factor * self.comm.world)
-
-    def _draw(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
-        """This shard's candidate rows and, for every sample, its class's place among them or -1."""
-        start, stop = self.local_range
-        owned = (labels >= start) & (labels < stop)
-        if isinstance(self.candidates, All):
-            return None, torch.where(owned, labels - start, -1)
-        positives = np.unique((labels[owned] - start).cpu().numpy())
-        key = (self.seed, self.comm.rank, self._table.num_steps, self._num_draws)
-        drawn = self.candidates.draw(stop - start, positives, key)
-        index = torch.from_numpy(drawn).to(labels.device)
-        return index, torch.where(owned, torch.searchsorted(index, labels - start), -1)
-
-    def _sweep(
-        self, batch: GlobalBatch, rows: Tensor, target: Tensor, want_gradient: bool
-    ) -> Swept:
-        features = batch.unit
-        if self.objective.scale_is_norm:
-            features = (features * batch.norm[:, None]).to(self.compute_dtype)
-        problem = Problem(
-            features=features,
-            rows=rows,
-            scale=self.objective.cosine_scale,
-            target=target,
-            shift=self._shift,
-        )
-        kept = sum(contribution.swept.kept_bytes for contribution in self._contributions)
-        budget = max(0, self.e_budget_bytes - kept)
-        if not want_gradient:
-            return self._kernel.sweep(problem, want_pull=False, keep_bytes=0)
-        spare, self._spare = self._spare, None
-        return self._kernel.sweep(problem, want_pull=True, keep_bytes=budget, spare=spare)
-
-    def _target_cosine(self, batch: GlobalBatch, rows: Tensor, target: Tensor) -> Tensor:
-        """[n] cosine between each sample and its class where this shard owns it, else 0."""
-        units = target_units(rows, target, batch.norm.dtype)
-        cosine = torch.linalg.vecdot(batch.unit.to(batch.norm.dtype), units)
-        return cosine.masked_fill(target < 0, 0.0)
-
-    def _reduce(self, swept: Swept, cosine: Tensor) -> Reduced:
-        """Collective (2): the row statistics over all shards.
-
-        With a static shift two numbers a sample are summed; with a running maximum three are gathered.
-        """
-        if swept.maximum is None:
-            total, cosine = self.comm.all_reduce_sum(torch.stack([swept.total, cosine]))
-            return Reduced(total, torch.full_like(total, self._shift or 0.0), cosine)
-        shards = self.comm.all_gather(torch.stack([swept.total, swept.maximum, cosine]))
-        maximum = finite(shards[:, 1].amax(0))
-        total = (shards[:, 0] * torch.exp(shards[:, 1] - maximum)).sum(0)
-        return Reduced(total, maximum, shards[:, 2].sum(0))
 
     # -- update --------------------------------------------------------------------------------
 
@@ -304,6 +286,7 @@ class ModelParallelSoftmax(nn.Module):
     def drop_contributions(self) -> None:
         """Forget the backward calls since the last step; no state has moved."""
         self._contributions.clear()
+        self._running.drop()
         self._num_draws = 0
 
     @torch.no_grad()
@@ -311,7 +294,16 @@ class ModelParallelSoftmax(nn.Module):
         """One optimiser step from the kept contributions; nothing happens where there are none."""
         if not self._contributions:
             return
-        union = union_of([part.index for part in self._contributions])
+        if isinstance(self.weights, ClassCentres):
+            self._move_centres(self.weights)
+        else:
+            self._move_rows(hyper)
+        self._running.commit()
+        self._spare = self._contributions[-1].swept.kept  # its loss is refused from now on
+        self.drop_contributions()
+
+    def _move_rows(self, hyper: Mapping[str, Any]) -> None:
+        union = union_of(self._contributions)
         sources = [TileSource(self._kernel, part, union) for part in self._contributions]
 
         def gradient(start: int, stop: int, out: Tensor) -> Tensor:
@@ -320,49 +312,174 @@ class ModelParallelSoftmax(nn.Module):
             return out
 
         self._table.update(union, gradient, row_norms(self._contributions, union), hyper)
-        self._spare = self._contributions[-1].swept.kept  # its loss is refused from now on
-        self.drop_contributions()
+
+    def _move_centres(self, rule: ClassCentres) -> None:
+        parts, table = self._contributions, self._table
+        features = torch.cat(
+            [forward_pass.centre_features(rule, part.unit, part.norm) for part in parts]
+        )
+        batch = class_sums(features, torch.cat([part.targets.own for part in parts]))
+        seen = table.row_step[batch.classes] > 0
+        table.move(batch.classes, moved_centres(rule, table.weight[batch.classes], seen, batch))
+        table.end_step()
 
     # -- the table -----------------------------------------------------------------------------
 
     def candidate_ids(self) -> Tensor:
-        """int64 [n]: global ids of this rank's candidate rows in the last forward, ascending."""
+        """int64 [n]: global ids of this rank's classes that were negatives in the last forward, ascending."""
         start, stop = self.local_range
-        if self._candidate_index is None:
-            return torch.arange(start, stop, device=self._table.weight.device)
-        return self._candidate_index + start
+        ids = torch.arange(start, stop, device=self._table.weight.device)
+        if self._last is None:
+            return ids
+        if self._last.index is not None:
+            ids = self._last.index + start
+        return ids if self._last.absent is None else ids[~self._last.absent]
+
+    @property
+    def last_chosen(self) -> Tensor | None:
+        """int64 [m]: the valid samples, in rank order, that met their negatives last time; None: all."""
+        return None if self._last is None else self._last.reduced.chosen
 
     @torch.no_grad()
     def class_rows(self, ids: Tensor) -> Tensor:
-        """Rows of any classes, on every rank: [n, D] row dtype. Collective; all ranks give the same ids.
+        """Rows of any classes, on every rank: [n, D] row dtype, or [n, K, D] with K sub-centres. Collective.
+
+        All ranks give the same ids. A class merged into another has the other's row.
 
         Raises:
             ValueError: an id is outside [0, num_classes).
         """
-        ids = self._checked_ids(ids)
+        ids = self.merged_classes.canonical(self._checked_ids(ids))
         mine, local = self._owned(ids)
-        rows = self._table.weight.new_zeros(ids.numel(), self.embedding_dim)
-        rows[mine] = self._table.current_rows(local)
-        return self.comm.all_reduce_sum(rows)
+        shape = (ids.numel(), self._table.num_centres, self.embedding_dim)
+        rows = self._table.weight.new_zeros(shape)
+        rows[mine] = self._table.current_rows(self._table.rows_of(local)).view(-1, *shape[1:])
+        rows = rows if self._table.num_centres > 1 else rows[:, 0]
+        return self.comm.all_reduce_sum(rows.contiguous())
 
     @torch.no_grad()
     def load_rows(self, ids: Tensor, rows: Tensor) -> None:
-        """Set the rows [n, D] of classes `ids` [n]; their optimiser state starts afresh.
+        """Set the rows [n, D] ([n, K, D]) of classes `ids` [n]; their optimiser state starts afresh.
 
-        Every rank may give the same ids; each takes its own.
+        Every rank may give the same ids; each takes its own. A class centre set so counts as seen.
 
         Raises:
             ValueError: an id is outside [0, num_classes) or the shapes do not fit.
         """
         ids = self._checked_ids(ids)
-        if rows.shape != (ids.numel(), self.embedding_dim):
-            raise ValueError(
-                f"rows: shape {tuple(rows.shape)}; allowed: ({ids.numel()}, {self.embedding_dim})"
-            )
-        if self._contributions:
-            raise RuntimeError("load_rows() between backward() and step(): allowed after step()")
+        centres = () if self._table.num_centres == 1 else (self._table.num_centres,)
+        shape = (ids.numel(), *centres, self.embedding_dim)
+        if rows.shape != shape:
+            raise ValueError(f"rows: shape {tuple(rows.shape)}; allowed: {shape}")
+        self._refuse_between("load_rows()")
         mine, local = self._owned(ids)
-        self._table.set_rows(local, rows.to(self._table.weight.device)[mine])
+        index = self._table.rows_of(local)
+        assert index is not None
+        own = rows.to(self._table.weight.device)[mine].reshape(-1, self.embedding_dim)
+        self._table.set_rows(index, own, row_step=0 if self.weights.learned else 1)
+
+    def _refuse_between(self, what: str) -> None:
+        if self._contributions:
+            raise RuntimeError(f"{what} between backward() and step(): allowed after step()")
+
+    # -- one identity, several classes -----------------------------------------------------------
+
+    @property
+    def merged(self) -> Tensor:
+        """int64 [M, 2]: (class that keeps its row, class merged into it)."""
+        return self.merged_classes.pairs
+
+    @torch.no_grad()
+    def merge_classes(self, pairs: Iterable[tuple[int, int]] | Tensor) -> None:
+        """Classes that are one identity share the row of the first of each pair. Collective.
+
+        The shared row is the mean of their directions, as long as the longer; optimiser rows start afresh.
+        From now on samples of the second class train the shared row, the second row is nobody's negative,
+        and with baskets the shared class belongs to both. Merging chains; `split_classes` undoes it.
+
+        Raises:
+            ValueError: an id is out of range, or a pair names one class (or one merged class) twice.
+        """
+        listed = [(int(a), int(b)) for a, b in pairs]
+        self._refuse_between("merge_classes()")
+        self._checked_ids(torch.tensor(listed, dtype=torch.int64).reshape(-1))
+        joined = self.merged_classes.joined(listed)
+        before = self.merged_classes.canonical(
+            torch.tensor(listed).reshape(-1, 2).to(self._table.weight.device)
+        )
+        rows = self.class_rows(before.reshape(-1)).unflatten(0, (-1, 2)) if listed else None
+        self.merged_classes.set(joined)
+        if rows is None:
+            return
+        after, place = torch.unique(
+            self.merged_classes.canonical(before[:, 0]), return_inverse=True
+        )
+        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        total = torch.zeros_like(rows[: len(after), 0]).index_add_(0, place, (rows / norms).sum(1))
+        direction = nn.functional.normalize(total, dim=-1)
+        length = torch.zeros_like(norms[: len(after), 0]).index_reduce_(
+            0, place, norms[:, 0], "amax", include_self=True
+        )
+        self.load_rows(after, direction * length)
+
+    @torch.no_grad()
+    def split_classes(self, ids: Iterable[int] | Tensor) -> None:
+        """Undo merging: each given class gets a row of its own again, a copy of the shared one. Collective.
+
+        Raises:
+            ValueError: an id is not merged into another class.
+        """
+        wanted = torch.as_tensor(list(ids), dtype=torch.int64).reshape(-1)
+        self._refuse_between("split_classes()")
+        remaining = self.merged_classes.without(wanted)
+        if wanted.numel():
+            rows = self.class_rows(wanted)
+            self.merged_classes.set(remaining)
+            self.load_rows(wanted, rows)
+
+    # -- passes over the data --------------------------------------------------------------------
+
+    def class_means(self, *, by_label: bool = False) -> ClassMeans:
+        """An empty accumulator of exact class means; every rank adds its share of the data.
+
+        Args:
+            by_label: Keep classes that were merged apart, each with its own samples.
+        """
+        exchange = Exchange(
+            self.comm, self.embedding_dim, self.num_classes, self.compute_dtype, capacity=None
+        )
+        raw = isinstance(self.weights, ClassCentres) and self.weights.features == "raw"
+        merged = None if by_label else self.merged_classes
+        return ClassMeans(exchange, self.local_range, self._table.weight, raw=raw, merged=merged)
+
+    @torch.no_grad()
+    def set_centres(self, means: ClassMeans) -> None:
+        """Set the rows of all classes that have samples in `means` to their means. Class centres only.
+
+        Raises:
+            ValueError: the weights are learned.
+        """
+        if not isinstance(self.weights, ClassCentres):
+            raise ValueError(
+                f"weights: {self.weights!r}; allowed for set_centres: ClassCentres(...)"
+            )
+        self._refuse_between("set_centres()")
+        classes, centres = means.means()
+        self._table.set_rows(classes, centres, row_step=1)
+
+    @torch.no_grad()
+    def centre_angles(self, means: ClassMeans) -> tuple[Tensor, Tensor, Tensor]:
+        """How far rows are from their class centres: this rank's classes that have samples in `means`.
+
+        Returns:
+            Class ids int64 [m]; angle in radians between centre and (nearest) row [m]; samples int64 [m].
+        """
+        classes, centres = means.means()
+        rows = self._table.current_rows(self._table.rows_of(classes))
+        rows = rows.view(-1, self._table.num_centres, self.embedding_dim)
+        cosine = nn.functional.cosine_similarity(rows, centres[:, None], dim=2).amax(1)
+        angle = torch.arccos(cosine.clamp(-1.0, 1.0))
+        return classes + self.local_range[0], angle, means.counts[classes]
 
     def _checked_ids(self, ids: Tensor) -> Tensor:
         ids = torch.as_tensor(ids, device=self._table.weight.device).reshape(-1).to(torch.int64)
@@ -386,35 +503,22 @@ class ModelParallelSoftmax(nn.Module):
         Returns:
             class ids int64 [b] and cosines [b]; ties go to the lowest id.
         """
-        labels = torch.zeros(features.shape[0], dtype=torch.int64, device=features.device)
         exchange = Exchange(self.comm, self.embedding_dim, 1, self.compute_dtype, capacity=None)
         with no_autocast(features):
-            return self._nearest(exchange, *exchange.gather(features, labels))
+            return nearest_classes(exchange, self._table, features, self._parked_rows())
 
-    def _nearest(
-        self, exchange: Exchange, local: LocalBatch, batch: GlobalBatch
-    ) -> tuple[Tensor, Tensor]:
-        best, where = torch.full_like(batch.norm, -torch.inf), torch.zeros_like(batch.labels)
-        unit, start = batch.unit.to(batch.norm.dtype), self.local_range[0]
-        rows = self._table.current_rows(None)
-        for first in range(0, rows.shape[0], 4096):
-            block = nn.functional.normalize(rows[first : first + 4096].to(unit.dtype), dim=1)
-            value, position = (unit @ block.T).max(1)
-            better = value > best
-            best = torch.where(better, value, best)
-            where = torch.where(better, position + (start + first), where)
-        values, ids = self.comm.all_gather(best), self.comm.all_gather(where)
-        winner = values.argmax(0, keepdim=True)
-        found, cosine = ids.gather(0, winner)[0], values.gather(0, winner)[0]
-        num = local.norm.shape[0]
-        return exchange.own(found, batch)[:num], exchange.own(cosine, batch)[:num]
+    def _parked_rows(self) -> Tensor:
+        """int64: local classes that were merged into others."""
+        return self._owned(self.merged_classes.parked())[1]
 
     # -- state ---------------------------------------------------------------------------------
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        for name, tensor in table_state(self._table, self.comm).items():
+        tensors = table_state(self._table, self.comm)
+        tensors |= {"objective_state": self._running.tensor(), "merged": self.merged_classes.pairs}
+        for name, tensor in tensors.items():
             destination[prefix + name] = tensor
 
     def _load_from_state_dict(
@@ -427,7 +531,7 @@ class ModelParallelSoftmax(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        names = [*self._table.tensors(), *self._table.progress()]
+        names = [*self._table.tensors(), *self._table.progress(), "objective_state", "merged"]
         own = {
             key.removeprefix(prefix): value
             for key, value in state_dict.items()
@@ -438,7 +542,10 @@ class ModelParallelSoftmax(nn.Module):
         if not set(names) <= set(own):
             return
         try:
+            self._running.check(own["objective_state"])
             load_table_state(self._table, own)
+            self._running.load(own["objective_state"])
+            self.merged_classes.set(own["merged"])
             self.drop_contributions()
         except ValueError as error:
             error_msgs.append(str(error))
@@ -458,14 +565,3 @@ class ModelParallelSoftmax(nn.Module):
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """The head states its own dtypes: a surrounding autocast must not lower them."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-def candidates_named(name: str) -> Candidates:
-    """The candidates of that name.
-
-    Raises:
-        ValueError: the name is not known.
-    """
-    if name != "all":
-        raise ValueError(f"candidates: {name!r} is not known; allowed: 'all' or Uniform(rate=...)")
-    return All()

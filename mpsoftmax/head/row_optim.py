@@ -160,3 +160,34 @@ class RowAdamW:
         """See RowRule."""
         decay = 1.0 - hyper["lr"] * hyper["weight_decay"]
         return np.diag([decay, hyper["beta1"], hyper["beta2"]])
+
+
+@dataclass(frozen=True)
+class NoUpdate:
+    """The rule of rows that follow something else than a gradient: no state, and a learning rate of 0."""
+
+    buffers: ClassVar[tuple[str, ...]] = ()
+    hyper: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def lr(self) -> float:
+        """0: nothing reads it."""
+        return 0.0
+
+    def defaults(self) -> dict[str, Any]:
+        """See RowRule: schedulers may drive the group; nothing reads it."""
+        return {"lr": 0.0}
+
+    def numbers(self, group: Mapping[str, Any]) -> dict[str, float]:
+        """See RowRule."""
+        return {}
+
+    def update(
+        self, rows: Tensor, states: Sequence[Tensor], gradient: Tensor, hyper: Hyper, step: Tensor
+    ) -> None:
+        """Refuses: such rows have no gradient."""
+        raise RuntimeError("rows of class centres move by their features, not by a gradient")
+
+    def transition(self, hyper: Hyper) -> np.ndarray:
+        """See RowRule."""
+        return np.eye(1)

@@ -1,0 +1,328 @@
+"""The forward pass of one shard: from the gathered batch to the derivatives of Phi.
+
+In this order:
+
+own rows and target cosines     targets.py        [reduced at once where something depends on them]
+candidates                      candidates.py
+who is a negative of whom       baskets.py        [a rule may look classes up]
+sweep                           kernels/
+collective (2)                  sums over the shards
+Phi and its derivatives         derivatives.py
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpsoftmax.comm import Comm
+from mpsoftmax.head.baskets import Miner
+from mpsoftmax.head.candidates import Candidates
+from mpsoftmax.head.centres import class_sums
+from mpsoftmax.head.class_table import ClassTable
+from mpsoftmax.head.derivatives import Derivatives, Reduced, differentiate
+from mpsoftmax.head.exchange import GlobalBatch
+from mpsoftmax.head.merged import MergedClasses
+from mpsoftmax.head.negatives import Negatives
+from mpsoftmax.head.objectives.base import Context, Objective
+from mpsoftmax.head.running_state import RunningState
+from mpsoftmax.head.shift import static_shift
+from mpsoftmax.head.targets import Targets, targets_of
+from mpsoftmax.head.weights import ClassCentres, Weights
+from mpsoftmax.kernels.problem import Counts, Problem, Swept, finite
+from mpsoftmax.kernels.select import Kernel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a head is made of."""
+
+    objective: Objective
+    candidates: Candidates
+    negatives: Negatives
+    weights: Weights
+    miner: Miner | None
+    merged: MergedClasses
+    running: RunningState
+    table: ClassTable
+    comm: Comm
+    kernel: Kernel
+    compute_dtype: torch.dtype
+    seed: int
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether target cosines are reduced before the sweep."""
+        if self.objective.needs_target or self.miner is None:
+            return self.objective.needs_target
+        return self.miner.baskets.rule_at(self.table.num_steps).needs_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """What one forward pass found."""
+
+    derivatives: Derivatives
+    reduced: Reduced
+    swept: Swept
+    targets: Targets
+    index: Tensor | None
+    """int64 local candidate classes, sorted; None: all."""
+    absent: Tensor | None
+    """Bool [candidates]: those that are nobody's negatives; None: no such class."""
+    state: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a training sweep may keep."""
+
+    keep_bytes: int
+    spare: Tensor | None
+
+
+def run(parts: Parts, batch: GlobalBatch, *, num_draws: int, training: Room | None) -> Forward:
+    """One forward pass. Collective.
+
+    Args:
+        parts: The head.
+        batch: The valid samples of all ranks.
+        num_draws: Training forwards since the last step: each draws its own candidates.
+        training: None in evaluation: nothing is kept and no statistics advance.
+    """
+    labels = parts.merged.canonical(batch.labels)
+    own = local_classes(parts.table, labels)
+    index = draw(parts, own, num_draws)
+    targets = find_targets(parts, batch, own)
+    cosine = targets.cosine
+    if parts.needs_target:
+        cosine = parts.comm.all_reduce_sum(cosine.clone())
+    state = parts.running.committed
+    if training is not None:
+        state = parts.running.advanced(cosine, batch.norm)
+    basket = None if parts.miner is None else parts.miner.basket_of(batch.labels)
+    context = Context(step=parts.table.num_steps, state=state, basket=basket)
+    chosen = choose(parts, batch, num_draws)
+    problem = pose(parts, batch, labels, own, index, chosen, cosine, context)
+    swept = sweep(parts, problem, training)
+    reduced, counts = reduce(parts, swept, None if parts.needs_target else cosine, chosen)
+    if parts.needs_target:
+        reduced = reduced._replace(cosine=cosine)
+    if chosen is None:
+        context = with_counts(context, counts)
+    derivatives = differentiate(parts.objective, reduced, batch.norm, context)
+    derivatives.statistics.update(statistics(parts, counts, basket, chosen))
+    return Forward(
+        derivatives=derivatives,
+        reduced=reduced,
+        swept=swept,
+        targets=targets,
+        index=index,
+        absent=problem.absent,
+        state=state,
+    )
+
+
+def local_classes(table: ClassTable, labels: Tensor) -> Tensor:
+    """int64 [n]: local class of each label, -1 where another shard owns it."""
+    owned = (labels >= table.start) & (labels < table.stop)
+    return torch.where(owned, labels - table.start, -1)
+
+
+def draw(parts: Parts, own: Tensor, num_draws: int) -> Tensor | None:
+    """This shard's candidate classes; None: all."""
+    if not parts.candidates.samples_classes:
+        return None
+    positives = np.unique(own[own >= 0].cpu().numpy())
+    key = (parts.seed, parts.comm.rank, parts.table.num_steps, num_draws)
+    drawn = parts.candidates.draw(parts.table.num_local, positives, key)
+    return None if drawn is None else torch.from_numpy(drawn).to(own.device)
+
+
+def choose(parts: Parts, batch: GlobalBatch, num_draws: int) -> Tensor | None:
+    """The samples that meet their negatives, the same on all ranks; None: all."""
+    key = (
+        parts.seed,
+        parts.table.num_steps,
+        num_draws,
+        0,
+        66,
+    )  # no rank, and unlike any key of `draw`
+    chosen = parts.candidates.choose(batch.labels.numel(), key)
+    return None if chosen is None else torch.from_numpy(chosen).to(batch.labels.device)
+
+
+def find_targets(parts: Parts, batch: GlobalBatch, own: Tensor) -> Targets:
+    """Own rows and cosines. A class centre without samples before is the mean of this batch's."""
+    table, unit = parts.table, batch.unit.to(batch.norm.dtype)
+    shape = (own.numel(), table.num_centres, table.dim)
+    rows = table.weight.new_zeros(shape)
+    owned = own >= 0
+    rows[owned] = table.current_rows(table.rows_of(own[owned])).view(-1, *shape[1:])
+    if isinstance(parts.weights, ClassCentres):
+        sums = class_sums(centre_features(parts.weights, unit, batch.norm), own)
+        first = table.row_step[own[owned]] == 0
+        fresh = sums.means[sums.inverse].to(rows)[:, None]
+        rows[owned] = torch.where(first[:, None, None], fresh, rows[owned])
+    return targets_of(unit, own, rows)
+
+
+def centre_features(weights: ClassCentres, unit: Tensor, norm: Tensor) -> Tensor:
+    """[n, D] what class centres average."""
+    return unit * norm[:, None] if weights.features == "raw" else unit
+
+
+def pose(
+    parts: Parts,
+    batch: GlobalBatch,
+    labels: Tensor,
+    own: Tensor,
+    index: Tensor | None,
+    chosen: Tensor | None,
+    cosine: Tensor,
+    context: Context,
+) -> Problem:
+    """The shard's sweep. Collective where a mining rule looks classes up."""
+    hard = parts.objective.transform(cosine, context) or parts.negatives.transform(cosine)
+    features, norm = batch.unit, batch.norm
+    if chosen is not None:
+        features, norm, labels, own, cosine = (
+            part[chosen] for part in (features, norm, labels, own, cosine)
+        )
+        if hard is not None:
+            hard = replace(hard, threshold=hard.threshold[chosen])
+    feature_scale = None
+    if parts.objective.scale_is_norm:
+        features = (features * norm[:, None]).to(parts.compute_dtype)
+        feature_scale = norm
+    table = parts.table
+    problem = Problem(
+        features=features,
+        rows=table.current_rows(table.rows_of(index)),
+        scale=parts.objective.cosine_scale,
+        target=places(own, index),
+        shift=static_shift(
+            parts.objective.logit_range(context.state), table.num_classes, parts.compute_dtype
+        ),
+        num_centres=table.num_centres,
+        feature_scale=feature_scale,
+        hard=hard,
+        absent=absent_classes(parts, index),
+    )
+    if parts.miner is None:
+        return problem
+    return parts.miner.select(
+        problem,
+        labels=labels,
+        index=index,
+        cosine=cosine,
+        step=context.step,
+        merged=parts.merged,
+    )
+
+
+def places(own: Tensor, index: Tensor | None) -> Tensor:
+    """Position of each own class among the candidates, -1 where it is none of them."""
+    if index is None:
+        return own
+    if not index.numel():
+        return torch.full_like(own, -1)
+    place = torch.searchsorted(index, own).clamp_max(index.numel() - 1)
+    return torch.where(index[place] == own, place, -1)
+
+
+def absent_classes(parts: Parts, index: Tensor | None) -> Tensor | None:
+    """Candidates that are nobody's negatives: classes merged away, centres without samples so far."""
+    table, absent = parts.table, None
+    if isinstance(parts.weights, ClassCentres):
+        absent = table.row_step == 0
+    parked = parts.merged.parked()
+    if len(parked):
+        here = local_classes(table, parked)
+        if absent is None:
+            absent = torch.zeros(table.num_local, dtype=torch.bool, device=parked.device)
+        absent[here[here >= 0]] = True
+    return absent if absent is None or index is None else absent[index]
+
+
+def sweep(parts: Parts, problem: Problem, training: Room | None) -> Swept:
+    """The kernel's answer."""
+    if training is None:
+        return parts.kernel.sweep(problem, want_pull=False, keep_bytes=0)
+    return parts.kernel.sweep(
+        problem, want_pull=True, keep_bytes=training.keep_bytes, spare=training.spare
+    )
+
+
+def reduce(
+    parts: Parts, swept: Swept, cosine: Tensor | None, chosen: Tensor | None
+) -> tuple[Reduced, Counts]:
+    """Collective (2): the row statistics over all shards.
+
+    With a static shift, total, target cosine and counts are summed: two numbers a sample for most. With a
+    running maximum that is one more number a sample, gathered instead of summed.
+
+    Args:
+        parts: The head.
+        swept: This shard's sums of m samples.
+        cosine: [n] this shard's target cosines; None where they are reduced already.
+        chosen: The m samples, if not all.
+    """
+    counts = swept.counts.stacked()
+    columns = [
+        swept.total,
+        *([] if counts is None else counts),
+        *([] if cosine is None else [cosine]),
+    ]
+    sizes = [column.numel() for column in columns]
+    if swept.maximum is None:
+        summed = parts.comm.all_reduce_sum(torch.cat(columns)).split(sizes)
+        total, maximum = summed[0], torch.full_like(summed[0], swept.problem.shift or 0.0)
+    else:
+        shards = parts.comm.all_gather(torch.cat([swept.maximum, *columns]))
+        maxima, rest = shards[:, : sizes[0]], shards[:, sizes[0] :]
+        maximum = finite(maxima.amax(0))
+        summed = list(rest.sum(0).split(sizes))
+        total = (rest[:, : sizes[0]] * torch.exp(maxima - maximum)).sum(0)
+    numbers = torch.stack(list(summed[1 : 1 + len(counts)])) if counts is not None else None
+    t = swept.total.new_empty(0) if cosine is None else summed[-1]
+    return Reduced(total, maximum, t, chosen), swept.counts.restored(numbers)
+
+
+def with_counts(context: Context, counts: Counts) -> Context:
+    """The context with the hard negatives' sums over all shards."""
+    return replace(context, hard_sum=counts.hard_sum, hard_count=counts.hard_count)
+
+
+def statistics(
+    parts: Parts, counts: Counts, basket: Tensor | None, chosen: Tensor | None
+) -> dict[str, Tensor]:
+    """What users of hard negatives, filters and mining watch; the same on all ranks.
+
+    Returns:
+        hard_negatives or filtered_negatives: their mean number a sample; hard_share or filtered_share: share
+        of samples that have any; rejected_share: classes of other baskets left out, over all candidates of
+        other baskets; rejected_share_b: the same for the samples of basket b.
+    """
+    out = {}
+    if counts.hard_count is not None:
+        kind = "hard" if parts.negatives.transform(counts.hard_count) is None else "filtered"
+        num = max(1, counts.hard_count.numel())
+        out[f"{kind}_negatives"] = counts.hard_count.sum() / num
+        out[f"{kind}_share"] = (counts.hard_count > 0).sum() / num
+    if counts.rejected is not None and counts.mined is not None:
+        assert basket is not None
+        assert parts.miner is not None
+        out["rejected_share"] = share(counts.rejected, counts.mined)
+        basket = basket if chosen is None else basket[chosen]
+        for number in range(len(parts.miner.baskets.sizes)):
+            own = basket == number
+            out[f"rejected_share_{number}"] = share(counts.rejected[own], counts.mined[own])
+    return out
+
+
+def share(some: Tensor, others: Tensor) -> Tensor:
+    """Sum of `some` over that of both; 0 where both are empty."""
+    return some.sum() / (some.sum() + others.sum()).clamp_min(1.0)

@@ -1,0 +1,189 @@
+"""Identity linking: classes of different baskets found to be one identity become one, while training goes on.
+
+Every now and then, from exact class means (a pass over the data):
+
+    1. mutual nearest classes between baskets are sought (duplicates.py), classes linked so far as one;
+    2. a cosine is trusted where the decoys, mutual nearest classes *within* a basket, say that at most
+       1 - precision of the pairs found at or above it are wrong;
+    3. a pair that was found `stable` times in a row is linked: merged in the class table, so that the images
+       of both train one row and both baskets' classes are negatives of both;
+    4. a linked class whose own images have moved away from the rest of its group is split off again.
+
+A group holds at most one class of each basket. Every decision is an event that can be read and undone. The
+method is ours, beyond Meng et al., 2022.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsoftmax.head.centres import ClassMeans
+from mpsoftmax.head.duplicates import Pair, Search, search
+from mpsoftmax.head.head import ModelParallelSoftmax
+
+
+@dataclass(frozen=True)
+class Event:
+    """One decision."""
+
+    kind: str
+    """"link", "split", or "conflict" (not linked: the group would hold two classes of one basket)."""
+    class_a: int
+    """The class whose row stays."""
+    class_b: int
+    cosine: float
+    """Of the class means; of a split class, with its group's other images."""
+    threshold: float
+    """The least cosine trusted at that time."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class IdentityLinker:
+    """Links classes of different baskets that turn out to be one identity.
+
+    Args:
+        head: A head with baskets and learned rows.
+        threshold: Least cosine of class means that is ever trusted.
+        precision: Share of links that should be right, as estimated by the decoys.
+        stable: Checks in a row that must find a pair.
+        release: A linked class is split off where the cosine between the mean of its images and that of the
+            rest of its group falls below this.
+
+    Raises:
+        ValueError: the head has no baskets or no learned rows, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        head: ModelParallelSoftmax,
+        *,
+        threshold: float = 0.5,
+        precision: float = 0.98,
+        stable: int = 2,
+        release: float = 0.3,
+    ) -> None:
+        for name, value in (("threshold", threshold), ("release", release)):
+            if not -1 <= value <= 1:
+                raise ValueError(f"linking.{name}: {value!r}; allowed: -1 to 1 (cosine)")
+        if not 0 < precision < 1:
+            raise ValueError(f"linking.precision: {precision!r}; allowed: between 0 and 1")
+        if isinstance(stable, bool) or not isinstance(stable, int) or stable < 1:
+            raise ValueError(f"linking.stable: {stable!r}; allowed: a whole number >= 1")
+        if head.miner is None:
+            raise ValueError("linking: the head has no baskets; allowed: Baskets(sizes, rule)")
+        if not head.weights.learned:
+            raise ValueError(f"linking: weights {head.weights!r}; allowed: learned rows")
+        self._head, self._miner = head, head.miner
+        self.threshold, self.precision, self.release = threshold, precision, release
+        self.stable = stable
+        self._seen: dict[tuple[int, int], int] = {}
+
+    def update(self, means: ClassMeans) -> list[Event]:
+        """Split, search, and link. Collective; the same on all ranks.
+
+        Args:
+            means: From `head.class_means(by_label=True)`, with all data added.
+
+        Returns:
+            What was decided, in order.
+        """
+        events = self._split(means)
+        found = search(self._head, means, self.threshold)
+        num_baskets = len(self._miner.baskets.sizes)
+        trusted = trusted_cosine(found, num_baskets, self.precision)
+        pairs = [pair for pair in found.pairs if pair.cosine >= trusted]
+        self._seen = {(a, b): self._seen.get((a, b), 0) + 1 for a, b, _ in pairs}
+        ready = [pair for pair in pairs if self._seen[pair.class_a, pair.class_b] >= self.stable]
+        return events + self._link(ready, trusted)
+
+    def _link(self, pairs: list[Pair], trusted: float) -> list[Event]:
+        """Merge the pairs, nearest first, as long as no group gets two classes of a basket."""
+        ids = torch.unique(
+            torch.tensor([pair[:2] for pair in pairs], dtype=torch.int64).reshape(-1)
+        )
+        device = self._head.merged_classes.parked().device
+        bits = self._miner.members(ids.to(device), self._head.merged_classes).tolist()
+        members = dict(zip(ids.tolist(), bits, strict=True))
+        stands = {one: one for one in members}
+        events, merges = [], []
+        for a, b, cosine in pairs:
+            one, other = stands[a], stands[b]
+            conflict = one == other or members[one] & members[other]
+            if not conflict:
+                merges.append((one, other))
+                members[one] |= members[other]
+                stands.update({key: one for key, value in stands.items() if value == other})
+            if one != other:
+                kind = "conflict" if conflict else "link"
+                events.append(Event(kind, one, other, cosine, trusted))
+        self._head.merge_classes(merges)
+        return events
+
+    def _split(self, means: ClassMeans) -> list[Event]:
+        """Split off linked classes whose images left their group."""
+        pairs = self._head.merged
+        if not len(pairs):
+            return []
+        cosines = agreement(self._head, means).tolist()
+        leaving = [
+            (kept, parked, cosine)
+            for (kept, parked), cosine in zip(pairs.tolist(), cosines, strict=True)
+            if cosine < self.release
+        ]
+        self._head.split_classes([parked for _, parked, _ in leaving])
+        return [
+            Event("split", kept, parked, cosine, self.release) for kept, parked, cosine in leaving
+        ]
+
+    def state(self) -> list[list[int]]:
+        """What a resumed run needs beside the head's own state: [class, class, checks in a row]."""
+        return [[a, b, count] for (a, b), count in sorted(self._seen.items())]
+
+    def load_state(self, state: list[list[int]]) -> None:
+        """What `state` gave."""
+        self._seen = {(a, b): count for a, b, count in state}
+
+
+def trusted_cosine(found: Search, num_baskets: int, precision: float) -> float:
+    """The smallest cosine at which the decoys promise the precision; 2, above any, where none does.
+
+    A class looks for its like once in its own basket and once in each of the G - 1 others. If identities
+    never recurred, the pairs between baskets would thus be about G - 1 times as many as the decoys: that is the
+    number of wrong ones among the pairs found at or above the same cosine. (An identity that does recur
+    cannot take part in a wrong pair with the same basket, so the estimate is on the safe side.)
+    """
+    trusted, decoys, wrong = 2.0, found.decoys, 0
+    for number, pair in enumerate(found.pairs, start=1):
+        while wrong < len(decoys) and decoys[wrong] >= pair.cosine:
+            wrong += 1
+        if wrong * (num_baskets - 1) <= (1.0 - precision) * number:
+            trusted = pair.cosine
+    return trusted
+
+
+def agreement(head: ModelParallelSoftmax, means: ClassMeans) -> Tensor:
+    """[M] cosine between each merged class's own mean and that of the rest of its group. Collective.
+
+    1 where either has no images.
+    """
+    kept, parked = head.merged.to(means.sums.device).unbind(1)
+    groups, place = torch.unique(kept, return_inverse=True)
+    own = label_sums(head, means, parked)
+    total = label_sums(head, means, groups).index_add(0, place, own)
+    rest = total[place] - own
+    cosine = nn.functional.cosine_similarity(own, rest, dim=1)
+    empty = (own == 0).all(1) | (rest.abs() < 1e-6).all(1)
+    return cosine.masked_fill(empty, 1.0)
+
+
+def label_sums(head: ModelParallelSoftmax, means: ClassMeans, classes: Tensor) -> Tensor:
+    """Feature sums [n, D] of any classes, on every rank. Collective."""
+    mine = (classes >= means.start) & (classes < means.stop)
+    sums = means.sums.new_zeros(len(classes), means.sums.shape[1])
+    sums[mine] = means.sums[classes[mine] - means.start]
+    return head.comm.all_reduce_sum(sums)
