@@ -106,7 +106,7 @@ class Miner:
     def members(self, classes: Tensor, merged: MergedClasses) -> Tensor:
         """int64: bit b is set where the class, or one merged into it, belongs to basket b."""
         bits = torch.bitwise_left_shift(torch.ones_like(classes), self.basket_of(classes))
-        kept, parked = merged.pairs.to(classes.device).unbind(1)
+        kept, parked = merged.kept(), merged.parked()
         for basket in range(len(self.baskets.sizes) if len(kept) else 0):
             also = kept[self.basket_of(parked) == basket]
             bits |= torch.isin(classes, also).to(torch.int64) << basket

@@ -1,11 +1,15 @@
 """Likely duplicate identities between baskets: classes whose means are each other's nearest.
 
-Class means stay sharded; a chunk of them at a time is looked up on all ranks like a batch of samples. Within
-one basket no two classes are the same identity, so the same search inside a basket shows how near two
-*different* identities come: what it finds are decoys, and they say how far a cosine between baskets can be
-trusted.
+How near two means are says little: different identities can look alike. What tells is the lead, by how much
+the nearest class of a basket is nearer than the runner-up of the same basket, which is certainly somebody
+else; the smaller lead of the two directions counts. Within one basket no two classes are the same identity, so the
+same search inside a basket finds decoys, and their leads show what chance alone reaches.
+
+Class means stay sharded; a chunk of them at a time is looked up on all ranks like a batch of samples.
 """
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,11 +25,22 @@ CHUNK_CLASSES = 1024  # of each rank, looked up at once
 
 
 class Pair(NamedTuple):
-    """Two classes of different baskets and the cosine of their means."""
+    """Two classes of different baskets that are each other's nearest."""
 
     class_a: int
     class_b: int
     cosine: float
+    """Of their means."""
+    lead: float
+    """By how much the runner-up of either's basket is farther, in cosine; the smaller of both directions."""
+
+
+class Nearest(NamedTuple):
+    """The class nearest to another one in some basket."""
+
+    class_id: int
+    cosine: float
+    lead: float
 
 
 @dataclass(frozen=True)
@@ -33,15 +48,19 @@ class Search:
     """What a search found; the same on all ranks."""
 
     pairs: list[Pair]
-    """Mutual nearest classes between baskets, nearest first, each once with class_a < class_b."""
+    """Mutual nearest classes between baskets, each once with class_a < class_b, largest lead first."""
     decoys: list[float]
-    """Cosines of mutual nearest classes within a basket, descending."""
+    """Leads of mutual nearest classes within a basket, descending."""
+
+
+Found = dict[tuple[int, int], Nearest]
+"""(class, basket) -> the nearest class in that basket."""
 
 
 def likely_duplicates(
-    head: ModelParallelSoftmax, means: ClassMeans, threshold: float = 0.5
+    head: ModelParallelSoftmax, means: ClassMeans, threshold: float = 0.5, lead: float = 0.0
 ) -> list[Pair]:
-    """Pairs of classes of different baskets that are likely one identity, nearest first. Collective.
+    """Pairs of classes of different baskets that are likely one identity, largest lead first. Collective.
 
     Classes that were merged already count as one and are not listed again.
 
@@ -49,11 +68,12 @@ def likely_duplicates(
         head: A head with baskets.
         means: From `head.class_means(by_label=True)`, with all data added.
         threshold: Least cosine of the two class means.
+        lead: Least lead over the runners-up, in cosine.
 
     Raises:
         ValueError: the head has no baskets.
     """
-    return search(head, means, threshold).pairs
+    return [pair for pair in search(head, means, threshold).pairs if pair.lead >= lead]
 
 
 def search(head: ModelParallelSoftmax, means: ClassMeans, threshold: float) -> Search:
@@ -65,17 +85,25 @@ def search(head: ModelParallelSoftmax, means: ClassMeans, threshold: float) -> S
         )
     classes, rows = group_means(head, means)
     lookup = Lookup(head, miner, classes, rows)
-    between: dict[tuple[int, int], tuple[int, float]] = {}
-    within: dict[int, tuple[int, float]] = {}
+    between: Found = {}
+    within: Found = {}
     for start in range(0, lookup.largest, CHUNK_CLASSES):
         lookup.add(start, threshold, between, within)
-    pairs = [
-        Pair(a, b, value)
-        for (a, _), (b, value) in between.items()
-        if a < b and between.get((b, lookup.home(a)), (-1, 0.0))[0] == a
-    ]
-    decoys = [v for a, (b, v) in within.items() if a < b and within.get(b, (-1, 0.0))[0] == a]
-    return Search(sorted(pairs, key=lambda pair: -pair.cosine), sorted(decoys, reverse=True))
+    pairs, decoys = mutual(between, lookup.home), mutual(within, lookup.home)
+    return Search(
+        sorted(pairs, key=lambda pair: (-pair.lead, pair)),
+        sorted((pair.lead for pair in decoys), reverse=True),
+    )
+
+
+def mutual(found: Found, home: Callable[[int], int]) -> list[Pair]:
+    """Pairs of which either class is the other's nearest in the basket it came in."""
+    pairs = []
+    for (one, _), near in found.items():
+        back = found.get((near.class_id, home(one)))
+        if one < near.class_id and back is not None and back.class_id == one:
+            pairs.append(Pair(one, near.class_id, near.cosine, min(near.lead, back.lead)))
+    return pairs
 
 
 def group_means(head: ModelParallelSoftmax, means: ClassMeans) -> tuple[Tensor, Tensor]:
@@ -117,44 +145,38 @@ class Lookup:
         self._ids, self._rows = classes + head.local_range[0], rows
         self._members = miner.members(self._ids, head.merged_classes)
         self._home = 1 << miner.basket_of(self._ids)
+        self._offsets = miner.baskets.offsets().tolist()
         self.largest = int(self._comm.all_gather(classes.new_tensor([len(classes)])).max())
 
     def home(self, class_id: int) -> int:
         """The basket a class came in."""
-        return int(self._miner.basket_of(torch.tensor([class_id], device=self._ids.device)))
+        return bisect_right(self._offsets, class_id) - 1
 
-    def add(
-        self,
-        start: int,
-        threshold: float,
-        between: dict[tuple[int, int], tuple[int, float]],
-        within: dict[int, tuple[int, float]],
-    ) -> None:
+    def add(self, start: int, threshold: float, between: Found, within: Found) -> None:
         """Look up the classes start..start+CHUNK_CLASSES-1 of every rank. Collective.
 
-        Adds what is at or above the threshold: (class, other basket) -> (nearest class there, cosine), and
-        class -> (nearest class of its own basket, cosine).
+        Adds what is at or above the threshold: nearest classes of other baskets, and of the own one.
         """
         stop = start + CHUNK_CLASSES
         rows = self._comm.all_gather_rows(self._rows[start:stop])
         ids = self._comm.all_gather_rows(self._ids[start:stop])
         members = self._comm.all_gather_rows(self._members[start:stop])
         own = Selection(class_members=self._members, sample_members=members)
-        self._note(ids, self._find(rows, ids, own), threshold, between)
-        bit = 1 << self._miner.basket_of(ids)
+        self._look(rows, ids, own, threshold, between)
         everything = (1 << len(self._miner.baskets.sizes)) - 1
-        inside = Selection(class_members=self._home, sample_members=everything ^ bit)
-        found: dict[tuple[int, int], tuple[int, float]] = {}
-        self._note(ids, self._find(rows, ids, inside), threshold, found)
-        within.update({one: nearest for (one, _), nearest in found.items()})
+        others = everything ^ (1 << self._miner.basket_of(ids))
+        inside = Selection(class_members=self._home, sample_members=others)
+        self._look(rows, ids, inside, threshold, within)
 
-    def _find(self, rows: Tensor, ids: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-        """Cosine and class id of the nearest in each basket: [n, G]."""
+    def _look(
+        self, rows: Tensor, ids: Tensor, selection: Selection, threshold: float, out: Found
+    ) -> None:
+        """Nearest and runner-up in each basket of what the selection calls strangers."""
         place = torch.searchsorted(self._ids, ids)
         same = place.clamp_max(max(0, self._ids.numel() - 1))
-        here = (
-            self._ids[same] == ids if self._ids.numel() else torch.zeros_like(ids, dtype=torch.bool)
-        )
+        here = torch.zeros_like(ids, dtype=torch.bool)
+        if self._ids.numel():
+            here = self._ids[same] == ids
         problem = Problem(
             features=rows,
             rows=self._rows,
@@ -163,23 +185,14 @@ class Lookup:
             shift=0.0,
             selection=selection,
         )
-        values, classes = self._miner.nearest_by_basket(problem, self._ids, 1)
-        return values[:, :, 0], classes[:, :, 0]
-
-    def _note(
-        self,
-        ids: Tensor,
-        found: tuple[Tensor, Tensor],
-        threshold: float,
-        out: dict[tuple[int, int], tuple[int, float]],
-    ) -> None:
-        values, classes = found
-        samples, baskets = torch.nonzero(values >= threshold, as_tuple=True)
-        listed = zip(
-            ids[samples].tolist(),
-            baskets.tolist(),
-            classes[samples, baskets].tolist(),
-            values[samples, baskets].tolist(),
-            strict=True,
-        )
-        out.update({(one, basket): (other, value) for one, basket, other, value in listed})
+        values, classes = self._miner.nearest_by_basket(problem, self._ids, 2)
+        samples, baskets = torch.nonzero(values[:, :, 0] >= threshold, as_tuple=True)
+        first, second = values[samples, baskets].unbind(1)
+        leads = first - second.clamp_min(
+            -1.0
+        )  # without a runner-up: to the farthest there could be
+        listed = (ids[samples], baskets, classes[samples, baskets, 0], first, leads)
+        for one, basket, other, cosine, lead in zip(
+            *(part.tolist() for part in listed), strict=True
+        ):
+            out[one, basket] = Nearest(other, cosine, lead)

@@ -393,7 +393,7 @@ class ModelParallelSoftmax(nn.Module):
     def merge_classes(self, pairs: Iterable[tuple[int, int]] | Tensor) -> None:
         """Classes that are one identity share the row of the first of each pair. Collective.
 
-        The shared row is the mean of their directions, as long as the longer; optimiser rows start afresh.
+        The shared row is the mean of their directions, of mean length; optimiser rows start afresh.
         From now on samples of the second class train the shared row, the second row is nobody's negative,
         and with baskets the shared class belongs to both. Merging chains; `split_classes` undoes it.
 
@@ -415,12 +415,11 @@ class ModelParallelSoftmax(nn.Module):
             self.merged_classes.canonical(before[:, 0]), return_inverse=True
         )
         norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        total = torch.zeros_like(rows[: len(after), 0]).index_add_(0, place, (rows / norms).sum(1))
-        direction = nn.functional.normalize(total, dim=-1)
-        length = torch.zeros_like(norms[: len(after), 0]).index_reduce_(
-            0, place, norms[:, 0], "amax", include_self=True
-        )
-        self.load_rows(after, direction * length)
+        direction = torch.zeros_like(rows[: len(after), 0])
+        direction.index_add_(0, place, (rows / norms).sum(1))
+        length = torch.zeros_like(norms[: len(after), 0]).index_add_(0, place, norms.mean(1))
+        length /= torch.bincount(place).to(length).view(-1, *[1] * (length.ndim - 1))
+        self.load_rows(after, nn.functional.normalize(direction, dim=-1) * length)
 
     @torch.no_grad()
     def split_classes(self, ids: Iterable[int] | Tensor) -> None:

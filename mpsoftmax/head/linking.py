@@ -3,9 +3,9 @@
 Every now and then, from exact class means (a pass over the data):
 
     1. mutual nearest classes between baskets are sought (duplicates.py), classes linked so far as one;
-    2. a cosine is trusted where the decoys, mutual nearest classes *within* a basket, say that at most
-       1 - precision of the pairs found at or above it are wrong;
-    3. a pair that was found `stable` times in a row is linked: merged in the class table, so that the images
+    2. a pair is trusted where it leads the runners-up by more than all but a few (`doubt`) of the decoys:
+       mutual nearest classes *within* a basket, which are different identities for certain;
+    3. a pair that was trusted `stable` times in a row is linked: merged in the class table, so that the images
        of both train one row and both baskets' classes are negatives of both;
     4. a linked class whose own images have moved away from the rest of its group is split off again.
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsoftmax.head.centres import ClassMeans
-from mpsoftmax.head.duplicates import Pair, Search, search
+from mpsoftmax.head.duplicates import Pair, search
 from mpsoftmax.head.head import ModelParallelSoftmax
 
 
@@ -35,8 +35,10 @@ class Event:
     class_b: int
     cosine: float
     """Of the class means; of a split class, with its group's other images."""
-    threshold: float
-    """The least cosine trusted at that time."""
+    lead: float
+    """Of the pair over the runners-up; 0 for a split class."""
+    trusted_lead: float
+    """The least lead trusted at that time."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -48,9 +50,10 @@ class IdentityLinker:
 
     Args:
         head: A head with baskets and learned rows.
-        threshold: Least cosine of class means that is ever trusted.
-        precision: Share of links that should be right, as estimated by the decoys.
-        stable: Checks in a row that must find a pair.
+        threshold: Least cosine of class means.
+        doubt: Share of the decoys that may lead by as much as a trusted pair.
+        lead: Least lead that is ever trusted, in cosine.
+        stable: Checks in a row that must trust a pair.
         release: A linked class is split off where the cosine between the mean of its images and that of the
             rest of its group falls below this.
 
@@ -63,15 +66,18 @@ class IdentityLinker:
         head: ModelParallelSoftmax,
         *,
         threshold: float = 0.5,
-        precision: float = 0.98,
+        doubt: float = 0.1,
+        lead: float = 0.05,
         stable: int = 2,
         release: float = 0.3,
     ) -> None:
         for name, value in (("threshold", threshold), ("release", release)):
             if not -1 <= value <= 1:
                 raise ValueError(f"linking.{name}: {value!r}; allowed: -1 to 1 (cosine)")
-        if not 0 < precision < 1:
-            raise ValueError(f"linking.precision: {precision!r}; allowed: between 0 and 1")
+        if not 0 <= doubt < 1:
+            raise ValueError(f"linking.doubt: {doubt!r}; allowed: 0 <= doubt < 1")
+        if not 0 <= lead <= 2:
+            raise ValueError(f"linking.lead: {lead!r}; allowed: 0 to 2 (cosine)")
         if isinstance(stable, bool) or not isinstance(stable, int) or stable < 1:
             raise ValueError(f"linking.stable: {stable!r}; allowed: a whole number >= 1")
         if head.miner is None:
@@ -79,8 +85,8 @@ class IdentityLinker:
         if not head.weights.learned:
             raise ValueError(f"linking: weights {head.weights!r}; allowed: learned rows")
         self._head, self._miner = head, head.miner
-        self.threshold, self.precision, self.release = threshold, precision, release
-        self.stable = stable
+        self.threshold, self.doubt, self.lead = threshold, doubt, lead
+        self.stable, self.release = stable, release
         self._seen: dict[tuple[int, int], int] = {}
 
     def update(self, means: ClassMeans) -> list[Event]:
@@ -94,15 +100,14 @@ class IdentityLinker:
         """
         events = self._split(means)
         found = search(self._head, means, self.threshold)
-        num_baskets = len(self._miner.baskets.sizes)
-        trusted = trusted_cosine(found, num_baskets, self.precision)
-        pairs = [pair for pair in found.pairs if pair.cosine >= trusted]
-        self._seen = {(a, b): self._seen.get((a, b), 0) + 1 for a, b, _ in pairs}
-        ready = [pair for pair in pairs if self._seen[pair.class_a, pair.class_b] >= self.stable]
+        trusted = trusted_lead(found.decoys, self.doubt, self.lead)
+        pairs = [pair for pair in found.pairs if pair.lead >= trusted]
+        self._seen = {pair[:2]: self._seen.get(pair[:2], 0) + 1 for pair in pairs}
+        ready = [pair for pair in pairs if self._seen[pair[:2]] >= self.stable]
         return events + self._link(ready, trusted)
 
     def _link(self, pairs: list[Pair], trusted: float) -> list[Event]:
-        """Merge the pairs, nearest first, as long as no group gets two classes of a basket."""
+        """Merge the pairs, largest lead first, as long as no group gets two classes of a basket."""
         ids = torch.unique(
             torch.tensor([pair[:2] for pair in pairs], dtype=torch.int64).reshape(-1)
         )
@@ -111,7 +116,7 @@ class IdentityLinker:
         members = dict(zip(ids.tolist(), bits, strict=True))
         stands = {one: one for one in members}
         events, merges = [], []
-        for a, b, cosine in pairs:
+        for a, b, cosine, lead in pairs:
             one, other = stands[a], stands[b]
             conflict = one == other or members[one] & members[other]
             if not conflict:
@@ -120,7 +125,7 @@ class IdentityLinker:
                 stands.update({key: one for key, value in stands.items() if value == other})
             if one != other:
                 kind = "conflict" if conflict else "link"
-                events.append(Event(kind, one, other, cosine, trusted))
+                events.append(Event(kind, one, other, cosine, lead, trusted))
         self._head.merge_classes(merges)
         return events
 
@@ -136,9 +141,7 @@ class IdentityLinker:
             if cosine < self.release
         ]
         self._head.split_classes([parked for _, parked, _ in leaving])
-        return [
-            Event("split", kept, parked, cosine, self.release) for kept, parked, cosine in leaving
-        ]
+        return [Event("split", kept, parked, cosine, 0.0, 0.0) for kept, parked, cosine in leaving]
 
     def state(self) -> list[list[int]]:
         """What a resumed run needs beside the head's own state: [class, class, checks in a row]."""
@@ -149,21 +152,13 @@ class IdentityLinker:
         self._seen = {(a, b): count for a, b, count in state}
 
 
-def trusted_cosine(found: Search, num_baskets: int, precision: float) -> float:
-    """The smallest cosine at which the decoys promise the precision; 2, above any, where none does.
+def trusted_lead(decoys: list[float], doubt: float, least: float) -> float:
+    """The lead that a share `doubt` of the decoys reaches, and no less than `least`.
 
-    A class looks for its like once in its own basket and once in each of the G - 1 others. If identities
-    never recurred, the pairs between baskets would thus be about G - 1 times as many as the decoys: that is the
-    number of wrong ones among the pairs found at or above the same cosine. (An identity that does recur
-    cannot take part in a wrong pair with the same basket, so the estimate is on the safe side.)
+    `decoys` are leads in descending order.
     """
-    trusted, decoys, wrong = 2.0, found.decoys, 0
-    for number, pair in enumerate(found.pairs, start=1):
-        while wrong < len(decoys) and decoys[wrong] >= pair.cosine:
-            wrong += 1
-        if wrong * (num_baskets - 1) <= (1.0 - precision) * number:
-            trusted = pair.cosine
-    return trusted
+    reached = int(doubt * len(decoys))
+    return max(least, decoys[reached]) if reached < len(decoys) else least
 
 
 def agreement(head: ModelParallelSoftmax, means: ClassMeans) -> Tensor:

@@ -32,8 +32,14 @@ class MergedClasses:
         """The class that stands for each: int64, any shape."""
         if not len(self._parked):
             return classes
-        place = torch.searchsorted(self._parked, classes).clamp_max(len(self._parked) - 1)
+        place = torch.searchsorted(self._parked, classes.contiguous()).clamp_max(
+            len(self._parked) - 1
+        )
         return torch.where(self._parked[place] == classes, self._kept[place], classes)
+
+    def kept(self) -> Tensor:
+        """int64 [M] the class that stands for each parked one."""
+        return self._kept
 
     def parked(self) -> Tensor:
         """int64 [M] parked class ids, sorted."""
