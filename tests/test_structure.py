@@ -31,7 +31,7 @@ def test_every_listed_config_loads():
     from mpsoftmax.config import load
     from mpsoftmax.train.build import check_parts
 
-    files = list((ROOT / "configs").glob("*.yaml"))
+    files = list((ROOT / "configs").rglob("*.yaml"))
     assert len(files) >= 2
     for path in files:
         check_parts(load(path))
