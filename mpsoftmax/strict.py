@@ -34,7 +34,12 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def build(kind: Any, value: Any, path: str) -> Any:
-    """`value` from YAML as an instance of a dataclass or annotation; errors name `path`."""
+    """`value` from YAML as an instance of a dataclass or annotation; errors name `path`.
+
+    A dataclass instance, which YAML cannot hold, is one that was built before and passes as it is.
+    """
+    if dataclasses.is_dataclass(value):
+        return value
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return build_dataclass(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -57,13 +62,27 @@ def build_dataclass(kind: type, value: Any, path: str) -> Any:
         value = {}
     if not isinstance(value, dict):
         raise wrong_type(path, value, f"a mapping of {', '.join(kind.__dataclass_fields__)}")
-    hints = typing.get_type_hints(kind)
+    known = typing.get_type_hints(kind)
+    hints = {one.name: known[one.name] for one in dataclasses.fields(kind) if one.init}
     for key in value:
         if key not in hints:
             raise ValueError(
                 f"{join(path, str(key))}: unknown key{suggestion(str(key), list(hints))}"
             )
-    return kind(**{key: build(hints[key], item, join(path, key)) for key, item in value.items()})
+    given = {key: build(hints[key], item, join(path, key)) for key, item in value.items()}
+    fields = dataclasses.fields(kind)
+    required = [one.name for one in fields if one.init and not has_default(one)]
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise ValueError(f"{join(path, missing[0])}: missing; it has no default")
+    return kind(**given)
+
+
+def has_default(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field may be left out."""
+    return not (
+        field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    )
 
 
 def build_literal(choices: tuple[Any, ...], value: Any, path: str) -> Any:
@@ -77,17 +96,26 @@ def build_literal(choices: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def build_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
-    """The first alternative that fits; the errors of all of them otherwise."""
+    """The first alternative that fits; else the errors of those that have the value's shape, or of all."""
     if value is None and type(None) in kinds:
         return None
-    errors = []
+    errors, shaped = [], []
     for kind in kinds:
         if kind is not type(None):
             try:
                 return build(kind, value, path)
             except ValueError as error:
                 errors.append(str(error))
-    raise ValueError("; or ".join(errors))
+                if same_shape(kind, value):
+                    shaped.append(str(error))
+    raise ValueError("; or ".join(shaped or errors))
+
+
+def same_shape(kind: Any, value: Any) -> bool:
+    """Whether an annotation means a mapping and the value is one, or a list likewise."""
+    if isinstance(value, dict):
+        return dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict
+    return isinstance(value, list | tuple) and typing.get_origin(kind) is tuple
 
 
 def build_tuple(kinds: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:

@@ -165,3 +165,22 @@ def keep_classes(images: ImageSet, min_images: int) -> ImageSet:
         return images
     indices = np.flatnonzero((labels == IGNORE) | kept[labels])
     return Subset(images, indices.astype(np.int64), np.flatnonzero(kept).astype(np.int64))
+
+
+def keep_part(images: ImageSet, number: int, count: int) -> ImageSet:
+    """Of every class the images number, number + count, ..., counted from 1 in the set's order.
+
+    All classes stay, those without an image of the part too: see `keep_classes`. The parts 1 .. count of a
+    set are disjoint and together the set; they hold the same identities in different images.
+
+    Raises:
+        ValueError: not 1 <= number <= count.
+    """
+    if not 1 <= number <= count:
+        raise ValueError(f"part {number}/{count}: expected 1 <= number <= count")
+    labels = images.labels
+    order = np.argsort(labels, kind="stable")
+    grouped = labels[order]
+    place = np.arange(len(labels)) - np.searchsorted(grouped, grouped)
+    indices = np.sort(order[place % count == number - 1])
+    return Subset(images, indices.astype(np.int64), np.arange(len(images.class_names)))

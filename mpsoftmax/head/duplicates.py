@@ -2,8 +2,8 @@
 
 How near two means are says little: different identities can look alike. What tells is the lead, by how much
 the nearest class of a basket is nearer than the runner-up of the same basket, which is certainly somebody
-else; the smaller lead of the two directions counts. Within one basket no two classes are the same identity, so the
-same search inside a basket finds decoys, and their leads show what chance alone reaches.
+else; the smaller lead of the two directions counts. Within one basket no two classes are the same identity,
+so the same search inside a basket finds decoys, and their leads show what chance alone reaches.
 
 Class means stay sharded; a chunk of them at a time is looked up on all ranks like a batch of samples.
 """

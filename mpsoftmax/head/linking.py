@@ -5,8 +5,8 @@ Every now and then, from exact class means (a pass over the data):
     1. mutual nearest classes between baskets are sought (duplicates.py), classes linked so far as one;
     2. a pair is trusted where it leads the runners-up by more than all but a few (`doubt`) of the decoys:
        mutual nearest classes *within* a basket, which are different identities for certain;
-    3. a pair that was trusted `stable` times in a row is linked: merged in the class table, so that the images
-       of both train one row and both baskets' classes are negatives of both;
+    3. a pair that was trusted `stable` times in a row is linked: merged in the class table, so that the
+       images of both train one row and both baskets' classes are negatives of both;
     4. a linked class whose own images have moved away from the rest of its group is split off again.
 
 A group holds at most one class of each basket. Every decision is an event that can be read and undone. The

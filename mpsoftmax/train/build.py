@@ -1,61 +1,31 @@
-"""From the configuration to the parts of a run: images, order, backbone, head, optimiser."""
+"""From the configuration to the parts of a run: augmentation, backbone, head, optimiser.
 
-from collections.abc import Mapping
+The head's own parts are built in parts.py, images and their order in datasets.py.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from mpsoftmax.backbones import build_backbone
-from mpsoftmax.config import BackboneConfig, Config, GlyphsConfig, OptimizerConfig
-from mpsoftmax.data.image_set import ImageSet, keep_classes
-from mpsoftmax.data.open import open_images
-from mpsoftmax.data.order import ClassesOrder, ImagesOrder, Order, PKOrder, share
+from mpsoftmax.config import BackboneConfig, Config, OptimizerConfig
+from mpsoftmax.data.order import share
 from mpsoftmax.data.transforms import DEFAULTS, Transform
 from mpsoftmax.data.transforms import build as build_transforms
-from mpsoftmax.head.candidates import All, Candidates, Uniform
+from mpsoftmax.head.arguments import Description
 from mpsoftmax.head.head import ModelParallelSoftmax
-from mpsoftmax.head.objectives import OBJECTIVES, Objective
-from mpsoftmax.head.row_optim import RowAdamW, RowRule, RowSGD
-from mpsoftmax.strict import build, suggestion
+from mpsoftmax.strict import suggestion
+from mpsoftmax.train.duplicates import with_known_pairs
+from mpsoftmax.train.parts import (
+    build_candidates,
+    build_objective,
+    build_row_rule,
+    head_parts,
+)
 
-CANDIDATES: dict[str, type] = {"all": All, "uniform": Uniform}
-ROW_RULES: dict[str, type] = {"sgd": RowSGD, "adamw": RowAdamW}
-
-
-def named_part(path: str, spec: str | Mapping[str, Any], choices: Mapping[str, type]) -> Any:
-    """An instance from `name` or {kind: name, field: value, ...}, every field known and typed.
-
-    Raises:
-        ValueError: unknown kind or field, wrong type, or what the part itself refuses; names the path.
-    """
-    fields = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    kind = str(fields.pop("kind", None))
-    if kind not in choices:
-        raise ValueError(f"{path}: kind {kind!r}{suggestion(kind, list(choices))}")
-    try:
-        return build(choices[kind], fields, path)
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(message if message.startswith(path) else f"{path}: {message}") from error
-
-
-def build_objective(config: Config) -> Objective:
-    """head.objective."""
-    return named_part("head.objective", config.head.objective, OBJECTIVES)
-
-
-def build_candidates(config: Config) -> Candidates:
-    """head.candidates."""
-    return named_part("head.candidates", config.head.candidates, CANDIDATES)
-
-
-def build_row_rule(config: Config) -> RowRule:
-    """head.optimizer; its learning rate defaults to the backbone's."""
-    spec = config.head.optimizer
-    fields: dict[str, Any] = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    fields.setdefault("lr", config.train.optimizer.lr)
-    return named_part("head.optimizer", fields, ROW_RULES)
+__all__ = ["build_candidates", "build_objective", "build_row_rule"]
 
 
 def build_augment(config: Config) -> tuple[Transform, ...]:
@@ -74,10 +44,8 @@ def check_parts(config: Config) -> None:
     Raises:
         ValueError: as the parts do, naming the config path.
     """
-    build_objective(config)
-    build_candidates(config)
-    build_row_rule(config)
     build_augment(config)
+    check_head(config)
     if (
         ":" not in config.backbone.name
     ):  # foreign constructors may read values, which meta tensors lack
@@ -85,54 +53,18 @@ def check_parts(config: Config) -> None:
             build_net(config)
 
 
-def glyph_options(config: Config, split: str) -> dict[str, Any]:
-    """Arguments of open_glyphs for one split."""
-    glyphs: GlyphsConfig = config.data.glyphs
-    return {
-        "split": split,
-        "fonts": glyphs.fonts,
-        "use_system_fonts": glyphs.system_fonts,
-        "use_matplotlib_fonts": glyphs.matplotlib_fonts,
-        "code_points": None if glyphs.code_points == "all" else glyphs.code_points,
-        "min_fonts": glyphs.min_fonts,
-        "seed": config.data.seed,
-    }
-
-
-def open_training_images(config: Config) -> ImageSet:
-    """data.train, without the classes that have too few images."""
-    data = config.data
-    options: dict[str, Any] = {}
-    if data.train == "glyphs":
-        options = glyph_options(config, "train")
-    elif data.train == "synthetic":
-        options = {
-            "num_classes": data.synthetic.num_classes,
-            "images_per_class": data.synthetic.images_per_class,
-            "size": data.image_size,
-            "seed": data.seed,
-        }
-    if data.under:
-        if data.train in ("glyphs", "synthetic"):
-            raise ValueError(f"data.under: {data.under!r}; allowed only where data.train is a path")
-        options["under"] = data.under
+def check_head(config: Config) -> None:
+    """What the head's parts refuse, each and of each other; with room for any known pair of classes."""
+    sizes = [2**40] * len(config.data.datasets)
+    parts = head_parts(with_known_pairs(config, None), sizes)
+    if config.head.linking is not None and not parts["weights"].learned:
+        raise ValueError(
+            f"head.linking: given with head.weights={config.head.weights!r}; allowed with learned weights"
+        )
     try:
-        images = open_images(data.train, **options)
+        Description.of(**parts, untouched=config.head.untouched, num_classes=sum(sizes))
     except ValueError as error:
-        raise ValueError(f"data.train: {error}") from error
-    if len(images) == 0:
-        raise ValueError(f"data.train: {data.train} holds no images")
-    return keep_classes(images, data.min_images_per_class)
-
-
-def build_order(config: Config, images: ImageSet) -> Order:
-    """data.order over the images."""
-    seed = config.train.seed
-    if config.data.order == "classes":
-        return ClassesOrder(images.labels, seed)
-    if config.data.order == "pk":
-        return PKOrder(images.labels, seed, config.data.images_per_class)
-    return ImagesOrder(images.labels, seed)
+        raise ValueError(f"head: {error}") from error
 
 
 def build_net(config: Config) -> nn.Module:
@@ -187,26 +119,32 @@ def local_capacity(config: Config, world: int) -> int:
 
 
 def build_head(
-    config: Config, num_classes: int, world: int, device: torch.device
+    config: Config, sizes: Sequence[int], world: int, device: torch.device
 ) -> ModelParallelSoftmax:
-    """The sharded head."""
-    head = config.head
-    return ModelParallelSoftmax(
-        config.backbone.embedding_dim,
-        num_classes,
-        objective=build_objective(config),
-        candidates=build_candidates(config),
-        optimizer=build_row_rule(config),
-        untouched=head.untouched,
-        compute_dtype=getattr(torch, head.compute_dtype),
-        row_dtype=torch.float64 if head.compute_dtype == "float64" else torch.float32,
-        kernel=head.kernel,
-        e_budget_bytes=head.e_budget_bytes,
-        batch_capacity=local_capacity(config, world),
-        init_std=head.init_std,
-        device=device,
-        seed=config.train.seed,
-    )
+    """The sharded head for datasets of that many classes.
+
+    Raises:
+        ValueError: a part is unknown or refused, or parts do not go together; names the config path.
+    """
+    head, parts = config.head, head_parts(config, sizes)
+    capacity = local_capacity(config, world)
+    try:
+        return ModelParallelSoftmax(
+            config.backbone.embedding_dim,
+            sum(sizes),
+            **parts,
+            untouched=head.untouched,
+            compute_dtype=getattr(torch, head.compute_dtype),
+            row_dtype=torch.float64 if head.compute_dtype == "float64" else torch.float32,
+            kernel=head.kernel,
+            e_budget_bytes=head.e_budget_bytes,
+            batch_capacity=capacity,
+            init_std=head.init_std,
+            device=device,
+            seed=config.train.seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"head: {error}") from error
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

@@ -23,7 +23,7 @@ from mpsoftmax.evaluate.embed import embed, raw_pixels
 from mpsoftmax.evaluate.retrieval import recall_at_1
 from mpsoftmax.evaluate.verification import VerificationResult, verify
 from mpsoftmax.head.head import ModelParallelSoftmax
-from mpsoftmax.train.build import glyph_options
+from mpsoftmax.train.datasets import glyph_options
 
 GLYPH_SETS = {"glyphs-open": "open", "glyphs-closed": "closed"}
 NUM_GLYPH_PAIRS = 6000
@@ -89,7 +89,8 @@ class Evaluator:
 
     Args:
         config: Image size, decoder, workers, precision and the sets.
-        class_names: Names of the training classes, for sets that share them.
+        class_names: Names of the training classes, for sets that share them; of several datasets as each
+            has them, so that a name may occur twice.
         comm: The ranks that evaluate together.
         device: Where the backbone is.
     """
@@ -151,9 +152,8 @@ class Evaluator:
         line = {"set": chosen.name, **summarise(verify_set(embeddings, chosen, num_bootstrap=0))}
         if chosen.fonts is not None:
             line["recall_at_1"] = glyph_recall(embeddings, chosen)
-        known = {name: number for number, name in enumerate(self.class_names)}
         if chosen.name == "glyphs-closed" and head is not None:
-            line["top1"] = self._top1(embeddings, chosen, head, known)
+            line["top1"] = self._top1(embeddings, chosen, head)
         return line
 
     def _top1(
@@ -161,20 +161,22 @@ class Evaluator:
         embeddings: Tensor,
         chosen: EvaluationSet,
         head: ModelParallelSoftmax,
-        known: dict[str, int],
     ) -> float:
-        """Share of images whose nearest class row is their own class; collective, in equal chunks."""
-        names = chosen.images.class_names
-        labels = [int(label) for label in chosen.images.labels]
-        expected = torch.tensor([known.get(str(names[label]), -1) for label in labels])
-        hits, chunk = 0, 256
-        for start in range(0, len(expected), chunk * self.comm.world):
-            low = min(len(expected), start + chunk * self.comm.rank)
-            high = min(len(expected), low + chunk)
+        """Share of images whose nearest class row is a class of their name; collective, in equal chunks."""
+        merged = dict(head.merged.flip(1).tolist())
+        known: dict[str, set[int]] = {}
+        for number, name in enumerate(self.class_names):
+            known.setdefault(str(name), set()).add(merged.get(number, number))
+        names, labels = chosen.images.class_names, chosen.images.labels
+        hits, chunk, num = 0, 256, len(labels)
+        for start in range(0, num, chunk * self.comm.world):
+            low = min(num, start + chunk * self.comm.rank)
+            high = min(num, low + chunk)
             ids, _ = head.nearest_classes(embeddings[low:high].to(self.device))
-            hits += int((ids.cpu() == expected[low:high]).sum())
+            expected = [known.get(str(names[int(label)]), ()) for label in labels[low:high]]
+            hits += sum(one in right for one, right in zip(ids.tolist(), expected, strict=True))
         total = self.comm.all_reduce_sum(torch.tensor([hits], device=self.device))
-        return int(total) / max(1, len(expected))
+        return int(total) / max(1, num)
 
 
 def verify_set(

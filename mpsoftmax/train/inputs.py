@@ -10,7 +10,8 @@ import torch
 from mpsoftmax.comm import AgreedError, Comm
 from mpsoftmax.config import Config
 from mpsoftmax.data.image_set import ImageSet
-from mpsoftmax.train.build import open_training_images
+from mpsoftmax.data.union import Union
+from mpsoftmax.train.datasets import open_training_images
 
 
 def total_steps(config: Config, num_images: int) -> int:
@@ -46,15 +47,21 @@ def open_in_turn(config: Config, comm: Comm) -> ImageSet:
 def describe_data(images: ImageSet, comm: Comm) -> dict[str, Any]:
     """Number of images and classes, and a digest of the labels in order; the same on all ranks.
 
+    Of several datasets also each one's numbers: where its classes lie in the table follows from them.
+
     Raises:
         ValueError: the ranks see different data.
     """
     digest = hashlib.sha256(np.ascontiguousarray(images.labels).tobytes()).hexdigest()[:16]
-    own = {
+    own: dict[str, Any] = {
         "num_images": len(images),
         "num_classes": len(images.class_names),
         "labels_sha256": digest,
     }
+    if isinstance(images, Union):
+        own["datasets"] = [
+            {"num_images": len(part), "num_classes": len(part.class_names)} for part in images.parts
+        ]
     everyone = comm.share(own)
     different = [rank for rank, seen in enumerate(everyone) if seen != everyone[0]]
     if different:

@@ -19,19 +19,24 @@ from torch import Tensor, nn
 
 from mpsoftmax.comm import AgreedError, Comm
 from mpsoftmax.config import Config, to_tree, to_yaml
+from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.order import share
 from mpsoftmax.data.pixels import to_float
+from mpsoftmax.data.union import Union
 from mpsoftmax.train.build import (
     build_augment,
     build_head,
     build_net,
     build_optimizer,
-    build_order,
     changed_settings,
 )
+from mpsoftmax.train.centres import DataPass, drift_of, refresh_every, share_buffers
 from mpsoftmax.train.checkpoint import Checkpoints, read_state
+from mpsoftmax.train.datasets import build_order, names_within, sizes_of
+from mpsoftmax.train.duplicates import with_known_pairs
 from mpsoftmax.train.evaluation import Evaluator
+from mpsoftmax.train.identities import Identities
 from mpsoftmax.train.inputs import describe_data, open_in_turn, total_steps, training_device
 from mpsoftmax.train.metrics import Log
 from mpsoftmax.train.schedule import learning_rate_factor
@@ -76,7 +81,11 @@ class Trainer:
         )
         self.net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(config.train.optimizer, self.net)
-        self.head = build_head(config, len(images.class_names), comm.world, self.device)
+        several = images if isinstance(images, Union) else None
+        for_head = comm.together(lambda: with_known_pairs(config, several))
+        self.head = build_head(for_head, sizes_of(images), comm.world, self.device)
+        self.data_pass = DataPass(config, images, comm, self.device)
+        self.identities = Identities(config, images, self.head, self.data_pass, self.folder, comm)
         torch.manual_seed(config.train.seed + 1 + comm.rank)  # dropout differs between ranks
         self.step, self.samples = 0, 0
         self.skipped: set[str] = set()
@@ -93,11 +102,12 @@ class Trainer:
             workers=config.data.workers,
             max_corrupt=config.data.max_corrupt,
         )
-        self.evaluator = Evaluator(config, images.class_names, comm, self.device)
+        self.evaluator = Evaluator(config, names_within(images), comm, self.device)
         # A missing set is better found now than at the first evaluation.
         comm.together(self.evaluator.open_all)
         self.log = comm.together(self._open_log)
-        self._describe(resume, len(images), len(images.class_names))
+        self.identities.open(self.step)
+        self._describe(resume, images)
 
     def _open_folder(self) -> Path | None:
         """The checkpoint to continue from, the same for all ranks.
@@ -139,6 +149,7 @@ class Trainer:
                 "images in the same order, or a new run.dir"
             )
         load_run_state(path, self.net, self.optimizer, self.head, self.comm)
+        self.identities.load_state(state.get("linking"))
         self.step, self.samples = state["step"], state["samples"]
 
     def _open_log(self) -> Log:
@@ -149,7 +160,7 @@ class Trainer:
             os.replace(replacement, self.folder / "config.yaml")
         return Log(self.config, self.folder, self.num_steps, self.step, self.comm.rank)
 
-    def _describe(self, resume: Path | None, num_images: int, num_classes: int) -> None:
+    def _describe(self, resume: Path | None, images: ImageSet) -> None:
         if resume is not None:
             self.log.say(f"resuming from {resume} at step {self.step}")
             for change in changed_settings(read_state(resume)["config"], to_tree(self.config)):
@@ -159,9 +170,13 @@ class Trainer:
                 f"nothing left to do: step {self.step} of {self.num_steps} is reached; raise train.steps, or "
                 "choose another run.dir"
             )
+        if isinstance(images, Union):
+            for name, part in zip(images.names, images.parts, strict=True):
+                self.log.say(f"  {name}: {len(part)} images, {len(part.class_names)} classes")
         self.log.say(
-            f"{num_images} images, {num_classes} classes, {self.comm.world} rank(s), {self.device.type}; "
-            f"{self.num_steps} steps of {self.config.train.batch_size}; run folder {self.folder}"
+            f"{len(images)} images, {len(images.class_names)} classes, {self.comm.world} rank(s), "
+            f"{self.device.type}; {self.num_steps} steps of {self.config.train.batch_size}; run folder "
+            f"{self.folder}"
         )
 
     def run(self) -> Summary:
@@ -171,17 +186,28 @@ class Trainer:
         net = self.comm.data_parallel(self.net)
         train, evaluations = self.config.train, []
         batches = iter(self.loader.stream(self._cuts()))
+        unfinished = self.step < self.num_steps
         try:
+            if self.step == 0 and refresh_every(self.head) is not None:
+                self._refresh_centres()
             while self.step < self.num_steps:
                 line = self._step(net, batches)  # type: ignore[arg-type]
                 last = self.step == self.num_steps
+                if due(refresh_every(self.head), self.step):
+                    self._refresh_centres()
+                if due(self.identities.every, self.step):
+                    self.log.write(self.identities.link(self.step, self.net))
                 if due(train.log_every, self.step) or last:
                     self.log.write(resolved(line))
                 if due(train.eval_every, self.step) or last:
                     evaluations = self._evaluate()
                 if due(train.checkpoint_every, self.step) or last:
                     self._save()
+            found = self.identities.list_duplicates(self.net) if unfinished else None
+            if found is not None:
+                self.log.say(found)
         finally:
+            self.identities.close()
             batches.close()  # type: ignore[attr-defined]
             self.log.close()
         return Summary(self.folder, self.step, evaluations)
@@ -288,11 +314,16 @@ class Trainer:
             print(f"{where} ({len(self.skipped)} so far)", flush=True)  # noqa: T201
         return batch
 
+    def _refresh_centres(self) -> None:
+        """Every class with images gets its exact mean as its centre."""
+        means = self.data_pass.class_means(self.net, self.head)
+        if self.step > 0:  # before, rows are no centres of anything
+            drift = drift_of(self.head, means, self.comm)
+            self.log.write({"kind": "centres", "step": self.step, **drift})
+        self.head.set_centres(means)
+
     def _evaluate(self) -> list[dict[str, Any]]:
-        # Running batch statistics differ between ranks until DDP's next forward: judge the model that a
-        # checkpoint would hold.
-        for buffer in self.net.buffers():
-            self.comm.broadcast(buffer)
+        share_buffers(self.net, self.comm)  # judge the model that a checkpoint would hold
         lines = self.evaluator.run(self.net, self.head)
         for line in lines:
             self.log.write({"kind": "eval", "step": self.step, **line})
@@ -305,6 +336,7 @@ class Trainer:
             "world": self.comm.world,
             "num_classes": self.head.num_classes,
             "data": self.data,
+            "linking": self.identities.state(),
             "config": to_tree(self.config),
         }
         self.checkpoints.save(self.step, tensors, state)
@@ -316,7 +348,11 @@ def due(every: int | None, step: int) -> bool:
 
 
 def resolved(line: dict[str, Any]) -> dict[str, Any]:
-    """Tensors as numbers."""
-    return {
+    """Tensors as numbers; null for one that is not finite, which JSON cannot hold."""
+    numbers = {
         key: value.item() if isinstance(value, Tensor) else value for key, value in line.items()
+    }
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in numbers.items()
     }

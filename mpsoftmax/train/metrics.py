@@ -22,7 +22,10 @@ class Sink(Protocol):
     """Something that takes one line of metrics at a time."""
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Take one line: {"kind": "train" | "eval", "step": ..., values..., "timing": {...}}."""
+        """Take one line: {"kind": ..., "step": ..., values..., "timing": {...}}.
+
+        Kinds: train, eval, centres (exact class centres were set), linking.
+        """
         ...
 
     def close(self) -> None:
@@ -137,7 +140,7 @@ class Display:
         """Show a line of metrics."""
         if line["kind"] == "eval":
             self.say(describe_evaluation(line))
-        elif self._progress is not None:
+        elif line["kind"] == "train" and self._progress is not None:
             text = f"loss {line['loss']:.3f}  {line['timing']['images_per_s']:.0f} images/s"
             self._progress.update(self._task, completed=line["step"], description=text)
 

@@ -17,6 +17,8 @@ from mpsoftmax.train.checkpoint import (
 )
 
 BACKBONE, OPTIMIZER, HEAD, RNG = "backbone.", "optimizer.", "head.", "rng."
+GROWING = ("step_log", "merged", "objective_state")
+"""Parts of the head whose size is the checkpoint's; the head itself says what does not fit."""
 
 
 def run_state(
@@ -79,12 +81,13 @@ def load_run_state(
             wanted[name] = empty_like_stored(stored[name])
     live = head.state_dict()
     for name, value in live.items():
-        fixed = HEAD + name in stored and stored[HEAD + name].size == value.shape
-        wanted[HEAD + name] = (
-            value if fixed or name != "step_log" else empty_like_stored(stored[HEAD + name])
-        )
+        saved = stored.get(HEAD + name)
+        if name not in GROWING:
+            wanted[HEAD + name] = value
+        elif saved is not None:  # checkpoints of 0.1.0 hold no merged classes
+            wanted[HEAD + name] = empty_like_stored(saved)
     read_tensors(path, wanted)
-    head.load_state_dict({name: wanted[HEAD + name] for name in live})
+    head.load_state_dict({name: wanted.get(HEAD + name, value) for name, value in live.items()})
     load_optimizer(optimizer, net, wanted)
     load_random_state(wanted, comm)
     return state

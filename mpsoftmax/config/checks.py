@@ -1,0 +1,183 @@
+"""What the values of a configuration must be, each and together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpsoftmax.config.data_sections import DataConfig, DatasetConfig
+
+if TYPE_CHECKING:
+    from mpsoftmax.config.sections import Config
+
+
+def check_ranges(config: Config) -> None:
+    """Raise ValueError naming the first value out of range."""
+    data, train, head = config.data, config.train, config.head
+    schedule, optimizer = train.schedule, train.optimizer
+    for path, value, least in (
+        ("data.image_size", min(data.image_size), 8),
+        ("data.min_images_per_class", data.min_images_per_class, 1),
+        ("data.images_per_class", data.images_per_class, 1),
+        ("data.workers", data.workers, 0),
+        ("data.max_corrupt", data.max_corrupt, 0),
+        ("data.seed", data.seed, 0),
+        ("data.glyphs.min_fonts", data.glyphs.min_fonts, 2),
+        ("data.synthetic.num_classes", data.synthetic.num_classes, 1),
+        ("data.synthetic.images_per_class", data.synthetic.images_per_class, 1),
+        ("backbone.embedding_dim", config.backbone.embedding_dim, 1),
+        ("head.e_budget_bytes", head.e_budget_bytes, 0),
+        ("train.steps", train.steps, 1),
+        ("train.batch_size", train.batch_size, 1),
+        ("train.accumulation", train.accumulation, 1),
+        ("train.seed", train.seed, 0),
+        ("train.log_every", train.log_every, 1),
+        ("train.eval_every", train.eval_every, 1),
+        ("train.checkpoint_every", train.checkpoint_every, 1),
+        ("train.keep_checkpoints", train.keep_checkpoints, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{path}: {value}; allowed: at least {least}")
+    for path, number in (
+        ("train.epochs", train.epochs),
+        ("train.clip_norm", train.clip_norm),
+        ("train.timeout_s", train.timeout_s),
+        ("train.optimizer.lr", optimizer.lr),
+        ("train.schedule.power", schedule.power),
+        ("train.schedule.gamma", schedule.gamma),
+        ("head.init_std", head.init_std),
+        ("data.crop", data.crop),
+    ):
+        if number is not None and not 0 < number < float("inf"):
+            raise ValueError(f"{path}: {number}; allowed: a positive number")
+    for path, number, limit in (
+        ("train.schedule.warmup", schedule.warmup, float("inf")),
+        ("train.schedule.end", schedule.end, 1.0),
+        ("train.optimizer.weight_decay", optimizer.weight_decay, float("inf")),
+        ("train.optimizer.momentum", optimizer.momentum, 1.0),
+        ("train.optimizer.betas[0]", optimizer.betas[0], 1.0),
+        ("train.optimizer.betas[1]", optimizer.betas[1], 1.0),
+    ):
+        if not 0 <= number < limit:
+            raise ValueError(f"{path}: {number}; allowed: 0 <= value < {limit}")
+
+
+def check_combinations(config: Config) -> None:
+    """Raise ValueError for settings that contradict or ignore each other."""
+    train, data = config.train, config.data
+    check_datasets(config.data)
+    check_head(config)
+    if not config.run.dir:
+        raise ValueError("run.dir: ''; allowed: the path of a folder")
+    if data.crop > 1:
+        raise ValueError(f"data.crop: {data.crop}; allowed: 0 < crop <= 1")
+    if (train.steps is None) == (train.epochs is None):
+        raise ValueError(
+            f"train.steps: {train.steps} and train.epochs: {train.epochs}; allowed: exactly one of them "
+            "(the other null)"
+        )
+    if train.batch_size < train.accumulation:
+        raise ValueError(
+            f"train.accumulation: {train.accumulation}; allowed: at most train.batch_size="
+            f"{train.batch_size}, so that no micro-batch is empty"
+        )
+    if data.order == "pk" and train.batch_size % (train.accumulation * data.images_per_class):
+        raise ValueError(
+            f"train.batch_size: {train.batch_size}; allowed with data.order=pk: a multiple of "
+            f"train.accumulation * data.images_per_class={train.accumulation * data.images_per_class}"
+        )
+    if train.schedule.milestones and train.schedule.kind != "step":
+        raise ValueError(
+            f"train.schedule.milestones: {train.schedule.milestones}; allowed only with kind: step"
+        )
+    if train.schedule.kind == "step" and not train.schedule.milestones:
+        raise ValueError("train.schedule.milestones: empty; kind: step needs at least one")
+
+
+def check_datasets(data: DataConfig) -> None:
+    """Raise ValueError for a list of datasets that cannot be mixed."""
+    if isinstance(data.train, str):
+        return
+    if not data.train:
+        raise ValueError("data.train: an empty list; allowed: at least one dataset")
+    if data.under:
+        raise ValueError(
+            f"data.under: {data.under!r}; allowed only where data.train is one path; in a list give it to a "
+            "dataset: {path: ..., under: ...}"
+        )
+    datasets = data.datasets
+    for i, dataset in enumerate(datasets):
+        check_dataset(f"data.train[{i}]", dataset, alone=len(datasets) == 1)
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"data.train: datasets named {names}; allowed: names that differ")
+    if len({dataset.weight is None for dataset in datasets}) > 1:
+        weights = [dataset.weight for dataset in datasets]
+        raise ValueError(
+            f"data.train: weights {weights}; allowed: a weight for every dataset, or for none (their "
+            "numbers of images)"
+        )
+
+
+def check_dataset(path: str, dataset: DatasetConfig, *, alone: bool) -> None:
+    """Raise ValueError naming the first value of one dataset that is not allowed."""
+    if not dataset.path:
+        raise ValueError(f"{path}.path: ''; allowed: glyphs, synthetic, or a path")
+    if dataset.weight is not None and not 0 < dataset.weight < float("inf"):
+        raise ValueError(f"{path}.weight: {dataset.weight}; allowed: a positive number")
+    if dataset.margin is not None and alone:
+        raise ValueError(
+            f"{path}.margin: {dataset.margin}; allowed only beside other datasets; alone it is "
+            "head.objective's margin"
+        )
+    least = dataset.min_images_per_class
+    if least is not None and least < 1:
+        raise ValueError(f"{path}.min_images_per_class: {least}; allowed: at least 1")
+    if dataset.part:
+        parse_part(f"{path}.part", dataset.part)
+
+
+def parse_part(path: str, text: str) -> tuple[int, int]:
+    """(k, n) of a part written k/n.
+
+    Raises:
+        ValueError: it is not 1 <= k <= n.
+    """
+    number, slash, count = text.partition("/")
+    good = slash and number.isascii() and number.isdigit() and count.isascii() and count.isdigit()
+    if not good or not 1 <= int(number) <= int(count):
+        raise ValueError(f"{path}: {text!r}; allowed: k/n with 1 <= k <= n, such as 1/2")
+    return int(number), int(count)
+
+
+def check_head(config: Config) -> None:
+    """Raise ValueError where the head's settings for several datasets have none, or are out of range."""
+    head, several = config.head, len(config.data.datasets) > 1
+    for name, section in (("baskets", head.baskets), ("linking", head.linking)):
+        if section is not None and not several:
+            raise ValueError(
+                f"head.{name}: given, but data.train is {config.data.train!r}; allowed: null, or a "
+                "data.train that lists at least two datasets"
+            )
+    if head.baskets is not None:
+        check_least("head.baskets.warmup", head.baskets.warmup, 0)
+        check_cosine("head.baskets.duplicates", head.baskets.duplicates)
+    if head.linking is not None:
+        check_least("head.linking.every", head.linking.every, 1)
+        check_least("head.linking.stable", head.linking.stable, 1)
+        check_cosine("head.linking.threshold", head.linking.threshold)
+        check_cosine("head.linking.release", head.linking.release)
+        check_cosine("head.linking.lead", head.linking.lead)
+        if not 0 <= head.linking.doubt < 1:
+            raise ValueError(f"head.linking.doubt: {head.linking.doubt}; allowed: 0 <= value < 1")
+
+
+def check_least(path: str, value: int, least: int) -> None:
+    """Raise ValueError where a number is too small."""
+    if value < least:
+        raise ValueError(f"{path}: {value}; allowed: at least {least}")
+
+
+def check_cosine(path: str, value: float | None) -> None:
+    """Raise ValueError where a threshold is no cosine."""
+    if value is not None and not -1 <= value <= 1:
+        raise ValueError(f"{path}: {value}; allowed: -1 <= value <= 1 (cosine)")

@@ -1,0 +1,69 @@
+"""The sections of the configuration that describe the head."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BasketsConfig:
+    """Several datasets whose identities may overlap (data.train: a list of at least two)."""
+
+    rule: str | dict[str, Any] = "top_one"
+    """Which classes of other datasets are negatives: all_distinct, own, threshold, target_relative,
+    top_one, top_k, hardest, known; or {kind: top_one, tau: 0.3}."""
+    warmup: int = 0
+    """First steps, in which a sample's negatives are the classes of its own dataset only."""
+    duplicates: float | None = 0.5
+    """Cosine of class means from which two classes of different datasets are listed in RUN/duplicates.csv at
+    the end, after one more pass over the images; null for no pass and no list."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkingConfig:
+    """Classes of different datasets found to be one identity become one class during training."""
+
+    every: int = 1000
+    """Steps between checks, each a pass over the images."""
+    threshold: float = 0.5
+    """Least cosine of class means."""
+    doubt: float = 0.1
+    """Share of the nearest classes within a dataset, certainly different identities, whose lead over the
+    runner-up may be as large as that of a trusted pair."""
+    lead: float = 0.05
+    """Least lead over the runner-up that is ever trusted, in cosine."""
+    stable: int = 2
+    """Checks in a row that must trust a pair before it is linked."""
+    release: float = 0.3
+    """A linked class whose images' mean falls below this cosine to the rest of its group is split off."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """The sharded classifier."""
+
+    objective: str | dict[str, Any] = "arcface"
+    """normface, cosface, arcface, combined, sphereface, dsoftmax, npcface, mvsoftmax, curricularface,
+    adaface, magface; or {kind: arcface, scale: 64, margin: 0.5}."""
+    negatives: str | dict[str, Any] = "all"
+    """all, or {kind: noise_filter, threshold: 0.4}."""
+    candidates: str | dict[str, Any] = "all"
+    """all, uniform (rate 0.1), dsoftmax_k, dsoftmax_b, or {kind: uniform, rate: 0.2}."""
+    weights: str | dict[str, Any] = "learned"
+    """learned, sub_centres, class_centres, or {kind: class_centres, rule: ema, alpha: 0.5}."""
+    baskets: BasketsConfig | None = None
+    """Treatment of several datasets; null takes the defaults where data.train lists several."""
+    linking: LinkingConfig | None = None
+    """Linking of identities between datasets; null for none."""
+    optimizer: str | dict[str, Any] | None = None
+    """sgd, adamw, or {kind: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5e-4}; lr defaults to
+    train.optimizer's. Null is sgd, and none for class_centres."""
+    untouched: Literal["frozen", "lazy"] = "frozen"
+    """What sampled steps do with rows they leave out."""
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """dtype of the head's matrix products."""
+    kernel: Literal["auto", "blocked", "reference"] = "auto"
+    """Which kernel sweeps the classes."""
+    e_budget_bytes: int = 2**30
+    """Bytes of exponentials kept between forward and update; the rest is recomputed."""
+    init_std: float = 0.01
+    """Standard deviation of the initial class rows."""

@@ -1,0 +1,90 @@
+"""YAML files and `key.path=value` overrides into a Config, and back."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mpsoftmax.config.sections import Config
+from mpsoftmax.strict import build, parse_yaml
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `key.path=value` overrides, all strictly checked.
+
+    Args:
+        path: The file; None starts from the defaults.
+        overrides: Values are YAML: `train.steps=100`, `data.eval=[a.bin, b.bin]`.
+
+    Raises:
+        ValueError: unreadable file, unknown key (with the nearest known one), wrong type, value out of
+            range, or a combination without meaning.
+    """
+    tree = read_yaml(path) if path is not None else {}
+    for override in overrides:
+        apply_override(tree, override)
+    return from_tree(tree)
+
+
+def from_tree(tree: Mapping[str, Any]) -> Config:
+    """A Config from nested mappings, strictly."""
+    return typing.cast(Config, build(Config, tree, ""))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path}: cannot be read: {error}") from error
+    tree = parse_yaml(text, f"config {path}")
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"config {path}: holds a {type(tree).__name__}; allowed: a mapping")
+    return tree
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in a tree of mappings, in place.
+
+    A name on the way ({head: {objective: arcface}}) becomes a mapping {kind: name}, so that
+    head.objective.margin=0.4 works on top of head.objective=arcface.
+    """
+    path, separator, text = override.partition("=")
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise ValueError(f"override {override!r}; allowed: key.path=value")
+    for key in keys[:-1]:
+        below = tree.get(key)
+        if isinstance(below, str):
+            below = {"kind": below}
+        elif below is None:
+            below = {}
+        elif not isinstance(below, dict):
+            raise ValueError(f"override {override!r}: {key} is {below!r}, which has no fields")
+        tree[key] = below
+        tree = below
+    tree[keys[-1]] = parse_yaml(text, f"override {override!r}")
+
+
+def to_tree(config: Config) -> dict[str, Any]:
+    """Nested plain mappings and lists, ready for YAML or JSON."""
+    return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def plain(value: Any) -> Any:
+    """Tuples become lists, recursively."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as `load` reads it back."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False)

@@ -1,0 +1,134 @@
+"""The configuration as a whole, and its sections that are neither data nor head."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mpsoftmax.config.checks import check_combinations, check_ranges
+from mpsoftmax.config.data_sections import DataConfig
+from mpsoftmax.config.head_sections import HeadConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Where the run lives."""
+
+    dir: str = "runs/default"
+    """Run folder: config.yaml, metrics.jsonl, checkpoints/, wandb/. A run found there is resumed."""
+    resume: bool = True
+    """Continue from the run folder's latest checkpoint; false refuses a folder that holds a run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """The embedding network."""
+
+    name: str = "iresnet50"
+    """iresnet18/34/50/100/200, mobilefacenet, vit_t/s/b/l, small, timm:NAME, transformers:NAME, or
+    package.module:callable."""
+    embedding_dim: int = 512
+    """D."""
+    activation_checkpointing: bool = False
+    """Recompute activations block by block in the backward pass."""
+    channels_last: bool = False
+    """NHWC memory layout."""
+    compile: bool = False
+    """torch.compile the backbone."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of that backbone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """The backbone's optimiser."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    """sgd (momentum, L2 decay) or adamw."""
+    lr: float = 0.1
+    """Learning rate at factor 1 of the schedule."""
+    momentum: float = 0.9
+    """Of sgd."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of adamw."""
+    weight_decay: float = 5e-4
+    """Decay of weights."""
+    decay_vectors: bool = True
+    """Decay biases and norm parameters too, as arcface_torch does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Factor on the learning rates of backbone and head, a function of the step alone."""
+
+    kind: Literal["polynomial", "cosine", "step", "constant"] = "polynomial"
+    """Shape after the warm-up."""
+    warmup: float = 0.0
+    """Steps of linear warm-up, or a fraction of all steps where below 1."""
+    power: float = 2.0
+    """Of polynomial."""
+    milestones: tuple[int, ...] = ()
+    """Of step: steps at which the factor is multiplied by gamma."""
+    gamma: float = 0.1
+    """Of step."""
+    end: float = 0.0
+    """Final factor of polynomial and cosine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int | None = None
+    """Optimiser steps; give this or epochs."""
+    epochs: float | None = None
+    """Passes over the images; rounded up to whole steps."""
+    batch_size: int = 128
+    """Samples a step over all ranks and micro-batches."""
+    accumulation: int = 1
+    """Micro-batches a step."""
+    seed: int = 0
+    """Key of initial weights, order, augmentation and sampling."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """bf16: backbone under autocast with float32 parameters."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    clip_norm: float | None = None
+    """Largest norm of the backbone's gradient."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int | None = None
+    """Steps between evaluations; null evaluates at the end only."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; null saves at the end only."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept."""
+    timeout_s: float = 600.0
+    """Seconds a collective waits for a rank before the run fails."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackConfig:
+    """Weights & Biases; credentials come from its own environment variables, never from here."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """offline writes into the run folder and never asks for a login."""
+    project: str = "mpsoftmax"
+    """W&B project."""
+    name: str | None = None
+    """W&B run name; default the run folder's name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Everything that defines a run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+
+    def __post_init__(self) -> None:
+        """Combinations and ranges."""
+        check_ranges(self)
+        check_combinations(self)

@@ -1,0 +1,132 @@
+"""The training images of a configuration and the order in which they are drawn."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mpsoftmax.config import Config, DatasetConfig, GlyphsConfig
+from mpsoftmax.config.checks import parse_part
+from mpsoftmax.data.image_set import ImageSet, keep_classes, keep_part
+from mpsoftmax.data.mixture import MixtureOrder
+from mpsoftmax.data.open import open_images
+from mpsoftmax.data.order import ClassesOrder, ImagesOrder, Order, PKOrder
+from mpsoftmax.data.union import Union, UnionNames
+
+
+def glyph_options(config: Config, split: str) -> dict[str, Any]:
+    """Arguments of open_glyphs for one split."""
+    glyphs: GlyphsConfig = config.data.glyphs
+    return {
+        "split": split,
+        "fonts": glyphs.fonts,
+        "use_system_fonts": glyphs.system_fonts,
+        "use_matplotlib_fonts": glyphs.matplotlib_fonts,
+        "code_points": None if glyphs.code_points == "all" else glyphs.code_points,
+        "min_fonts": glyphs.min_fonts,
+        "seed": config.data.seed,
+    }
+
+
+def reader_options(config: Config, dataset: DatasetConfig, where: str) -> Mapping[str, Any]:
+    """What the reader of one dataset is told.
+
+    Raises:
+        ValueError: `under` for a set that has no folders.
+    """
+    data = config.data
+    if dataset.path in ("glyphs", "synthetic") and dataset.under:
+        raise ValueError(
+            f"{where}under: {dataset.under!r}; allowed only where data.train is a path"
+        )
+    if dataset.path == "glyphs":
+        return glyph_options(config, "train")
+    if dataset.path == "synthetic":
+        return {
+            "num_classes": data.synthetic.num_classes,
+            "images_per_class": data.synthetic.images_per_class,
+            "size": data.image_size,
+            "seed": data.seed,
+        }
+    return {"under": dataset.under} if dataset.under else {}
+
+
+def open_dataset(config: Config, dataset: DatasetConfig, where: str) -> ImageSet:
+    """One dataset, without the classes that have too few images.
+
+    Raises:
+        ValueError: it cannot be opened or holds no images; names the config path `where`.
+    """
+    least = dataset.min_images_per_class or config.data.min_images_per_class
+    options = reader_options(config, dataset, "data." if where == "data.train" else f"{where}.")
+    try:
+        images = open_images(dataset.path, **options)
+        if len(images) == 0:
+            raise ValueError(f"{dataset.path} holds no images")
+        if dataset.part:
+            images = keep_part(images, *parse_part("part", dataset.part))
+        return keep_classes(images, least)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def open_training_images(config: Config) -> ImageSet:
+    """data.train: one set, or a `Union` of those listed.
+
+    Raises:
+        ValueError: as `open_dataset`.
+    """
+    datasets = config.data.datasets
+    listed = not isinstance(config.data.train, str)
+    parts = [
+        open_dataset(config, dataset, f"data.train[{i}]" if listed else "data.train")
+        for i, dataset in enumerate(datasets)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return Union(parts, [str(dataset.name) for dataset in datasets])
+
+
+def sizes_of(images: ImageSet) -> tuple[int, ...]:
+    """Number of classes of each dataset."""
+    return images.sizes if isinstance(images, Union) else (len(images.class_names),)
+
+
+def names_within(images: ImageSet) -> Sequence[str]:
+    """Class names as each dataset has them."""
+    if not isinstance(images, Union):
+        return images.class_names
+    return UnionNames(images.parts, None)
+
+
+def build_order(config: Config, images: ImageSet) -> Order:
+    """data.order over the images; of several datasets, each in its own order, mixed by their weights."""
+    seed, data = config.train.seed, config.data
+    if not isinstance(images, Union):
+        return order_within(config, images.labels, seed)
+    orders = [
+        order_within(config, part.labels, dataset_seed(seed, b))
+        for b, part in enumerate(images.parts)
+    ]
+    given = [dataset.weight for dataset in data.datasets]
+    weights = [
+        len(part) if weight is None else weight
+        for part, weight in zip(images.parts, given, strict=True)
+    ]
+    group = data.images_per_class if data.order == "pk" else 1
+    return MixtureOrder(orders, images.starts[:-1].tolist(), weights, group)
+
+
+def order_within(config: Config, labels: np.ndarray, seed: int) -> Order:
+    """data.order of one dataset."""
+    if config.data.order == "classes":
+        return ClassesOrder(labels, seed)
+    if config.data.order == "pk":
+        return PKOrder(labels, seed, config.data.images_per_class)
+    return ImagesOrder(labels, seed)
+
+
+def dataset_seed(seed: int, number: int) -> int:
+    """A key of its own for each dataset, so that two of one size are not walked in step."""
+    words = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
+    return int(words[0])
