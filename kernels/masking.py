@@ -98,7 +98,9 @@ def rejected(logits: Tensor, problem: Problem, start: int) -> Tensor:
     if selection.limit is not None:
         out = others & (logits >= selection.limit.to(logits) * problem.cosine_unit)
     if selection.dropped is not None:
-        selection.dropped.fill(out, start, True)
+        dropped = torch.zeros_like(others)
+        selection.dropped.fill(dropped, start, True)
+        out |= dropped & others
     return out
 
 

@@ -40,7 +40,7 @@ def build_head(
     arguments = {axis: build_part(described[axis]) for axis in AXES if axis in described}
     if "weights" not in described or described["weights"][0] != "ClassCentres":
         arguments["optimizer"] = mpsoftmax.RowSGD(
-            lr=settings["lr"],
+            lr=settings.get("head_lr", settings["lr"]),
             momentum=settings["momentum"],
             weight_decay=settings["weight_decay"],
         )

@@ -74,13 +74,14 @@ def _loop(run: Trained, pixels: Tensor, settings: Mapping[str, Any], seed: int) 
     groups = list(optimizer.param_groups)
     if run.head.weights.learned:
         groups += run.head.optimizer.param_groups
+    highest = [group["lr"] for group in groups]
     random = torch.Generator().manual_seed(seed)
     refresh_every = refresh_interval(settings)
     for step, chosen in enumerate(batches(len(pixels), settings["batch"], random)):
         if step == run.num_steps:
             break
-        for group in groups:
-            group["lr"] = settings["lr"] * schedule(step, run.num_steps, settings["warmup"])
+        for group, lr in zip(groups, highest, strict=True):
+            group["lr"] = lr * schedule(step, run.num_steps, settings["warmup"])
         _passes(run, pixels, step, refresh_every)
         images = augmented(prepared(pixels[chosen]), settings["augment"], random)
         features = run.net(images)

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from mpsoftmax.head.baskets import Baskets
 from mpsoftmax.head.candidates import CANDIDATES, Candidates, DSoftmaxB
-from mpsoftmax.head.mining import Hardest, Overlap, Rule, TopK
+from mpsoftmax.head.mining import Hardest, Overlap, TopK
 from mpsoftmax.head.negatives import NEGATIVES, AllNegatives, Negatives
 from mpsoftmax.head.objectives import Objective, SeparableObjective, objective_named
 from mpsoftmax.head.objectives.per_basket import per_basket
@@ -126,7 +128,7 @@ class Description:
                 "be left out always (use top_one, which asks for a cosine)"
             )
         if isinstance(rule, Overlap):
-            check_pairs(rule, num_classes)
+            check_pairs(rule, baskets)
 
     def margins_applied(self) -> Objective:
         """The objective with the baskets' margins."""
@@ -135,12 +137,18 @@ class Description:
         return per_basket(self.objective, self.baskets.margins)
 
 
-def check_pairs(rule: Rule, num_classes: int) -> None:
-    """Known duplicates name classes of the table."""
-    assert isinstance(rule, Overlap)
+def check_pairs(rule: Overlap, baskets: Baskets) -> None:
+    """Known duplicates name classes of two baskets of the table."""
+    offsets = baskets.offsets()
     for pair in rule.pairs:
-        if max(pair) >= num_classes:
-            raise ValueError(f"baskets.rule.pairs: {pair}; allowed: class ids below {num_classes}")
+        if max(pair) >= offsets[-1]:
+            raise ValueError(f"baskets.rule.pairs: {pair}; allowed: class ids below {offsets[-1]}")
+        one, other = np.searchsorted(offsets, pair, side="right")
+        if one == other:
+            raise ValueError(
+                f"baskets.rule.pairs: {pair} are two classes of basket {one - 1}; allowed: classes of two "
+                "baskets: within one, no two classes are the same identity"
+            )
 
 
 def check_optimizer(weights: Weights, optimizer: RowRule | None, untouched: str) -> None:

@@ -142,7 +142,8 @@ class Miner:
         if rule.own_only:
             nothing = labels.new_empty(0)
             return replace(problem, selection=replace(selection, kept=Pairs(nothing, nothing)))
-        dropped = self._dropped(rule, replace(problem, selection=selection), labels, ids)
+        posed = replace(problem, selection=selection)
+        dropped = self._dropped(rule, posed, labels, ids, merged)
         selection = replace(selection, limit=rule.limit(cosine), dropped=dropped)
         problem = replace(problem, selection=selection)
         if not isinstance(rule, Hardest):
@@ -151,11 +152,13 @@ class Miner:
         kept = self._pairs_here(found, values > -torch.inf, ids)
         return replace(problem, selection=replace(selection, kept=kept))
 
-    def _dropped(self, rule: Rule, problem: Problem, labels: Tensor, ids: Tensor) -> Pairs | None:
+    def _dropped(
+        self, rule: Rule, problem: Problem, labels: Tensor, ids: Tensor, merged: MergedClasses
+    ) -> Pairs | None:
         """Pairs of other baskets that are left out by class id."""
         base = rule.after if isinstance(rule, Hardest) else rule
         if isinstance(base, Overlap):
-            return self._known(labels, ids)
+            return self._known(labels, ids, merged)
         if not base.num_dropped:
             return None
         values, found = self.nearest_by_basket(problem, ids, base.num_dropped)
@@ -199,9 +202,10 @@ class Miner:
         here = ids[places] == classes
         return Pairs(places[here], samples[here])
 
-    def _known(self, labels: Tensor, ids: Tensor) -> Pairs:
-        """Known duplicates of each sample's class among this shard's candidates."""
-        one, other = self._partners
+    def _known(self, labels: Tensor, ids: Tensor, merged: MergedClasses) -> Pairs:
+        """Known duplicates of each sample's class, or one merged with it, among this shard's candidates."""
+        one, order = torch.sort(merged.canonical(self._partners[0]))
+        other = merged.canonical(self._partners[1][order])
         low, high = torch.searchsorted(one, labels), torch.searchsorted(one, labels, right=True)
         count = high - low
         samples = torch.repeat_interleave(torch.arange(len(labels), device=labels.device), count)

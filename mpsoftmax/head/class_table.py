@@ -265,7 +265,8 @@ class ClassTable:
 
     def progress(self) -> dict[str, Tensor]:
         """What all ranks share: `num_steps` int64 [], `step_log` float64 [steps, k] (lazy tables)."""
-        log = torch.tensor(self._hyper_log, dtype=torch.float64).reshape(-1, len(self.rule.hyper))
+        shape = (len(self._hyper_log), len(self.rule.hyper))
+        log = torch.tensor(self._hyper_log, dtype=torch.float64).reshape(shape)
         return {"num_steps": torch.tensor(self.num_steps), "step_log": log}
 
     def check_progress(self, num_steps: Tensor, step_log: Tensor) -> None:

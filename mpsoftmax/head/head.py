@@ -6,7 +6,7 @@ One step (docs/architecture.md), with B valid samples of all ranks:
     draw candidate rows                      candidates.py        no communication
     sweep the shard                          kernels/             total, pull, target cosine
     all-reduce (total, t) (2)                2 numbers a sample   (a running maximum: all-gather of 3)
-    Phi and its derivatives                  objectives.py        vectors of length B, same on all ranks
+    Phi and its derivatives                  objectives/          vectors of length B, same on all ranks
     reduce-scatter feature gradients (3)     in backward          [b, D]
     class gradients, fused with the update   in step()            class_table.py, row_optim.py
 """
@@ -40,6 +40,7 @@ from mpsoftmax.head.row_optim import RowRule
 from mpsoftmax.head.running_state import RunningState
 from mpsoftmax.head.table_state import load_table_state, table_state
 from mpsoftmax.head.weights import ClassCentres, Weights
+from mpsoftmax.kernels.problem import NORM_FLOOR
 from mpsoftmax.kernels.select import select
 
 COMPUTE_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -402,22 +403,21 @@ class ModelParallelSoftmax(nn.Module):
         """
         listed = [(int(a), int(b)) for a, b in pairs]
         self._refuse_between("merge_classes()")
-        self._checked_ids(torch.tensor(listed, dtype=torch.int64).reshape(-1))
+        named = self._checked_ids(torch.tensor(listed, dtype=torch.int64))
         joined = self.merged_classes.joined(listed)
-        before = self.merged_classes.canonical(
-            torch.tensor(listed).reshape(-1, 2).to(self._table.weight.device)
-        )
-        rows = self.class_rows(before.reshape(-1)).unflatten(0, (-1, 2)) if listed else None
-        self.merged_classes.set(joined)
-        if rows is None:
+        if not listed or not self.weights.learned:  # a class centre follows the samples by itself
+            self.merged_classes.set(joined)
             return
-        after, place = torch.unique(
-            self.merged_classes.canonical(before[:, 0]), return_inverse=True
-        )
+        before = torch.unique(self.merged_classes.canonical(named))
+        rows = self.class_rows(before)
+        self.merged_classes.set(joined)
+        after, place = torch.unique(self.merged_classes.canonical(before), return_inverse=True)
         norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        direction = torch.zeros_like(rows[: len(after), 0])
-        direction.index_add_(0, place, (rows / norms).sum(1))
-        length = torch.zeros_like(norms[: len(after), 0]).index_add_(0, place, norms.mean(1))
+        units = rows / norms.clamp_min(NORM_FLOOR)
+        direction = torch.zeros_like(rows[: len(after)]).index_add_(0, place, units)
+        opposed = torch.linalg.vector_norm(direction, dim=-1, keepdim=True) < NORM_FLOOR
+        direction = torch.where(opposed, units[torch.searchsorted(before, after)], direction)
+        length = torch.zeros_like(norms[: len(after)]).index_add_(0, place, norms)
         length /= torch.bincount(place).to(length).view(-1, *[1] * (length.ndim - 1))
         self.load_rows(after, nn.functional.normalize(direction, dim=-1) * length)
 
@@ -504,11 +504,8 @@ class ModelParallelSoftmax(nn.Module):
         """
         exchange = Exchange(self.comm, self.embedding_dim, 1, self.compute_dtype, capacity=None)
         with no_autocast(features):
-            return nearest_classes(exchange, self._table, features, self._parked_rows())
-
-    def _parked_rows(self) -> Tensor:
-        """int64: local classes that were merged into others."""
-        return self._owned(self.merged_classes.parked())[1]
+            absent = forward_pass.absent_classes(self._parts, None)
+            return nearest_classes(exchange, self._table, features, absent)
 
     # -- state ---------------------------------------------------------------------------------
 

@@ -10,11 +10,11 @@ BLOCK_CLASSES = 4096
 
 
 def nearest_classes(
-    exchange: Exchange, table: ClassTable, features: Tensor, parked: Tensor
+    exchange: Exchange, table: ClassTable, features: Tensor, absent: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Class ids int64 [b] and cosines [b] for this rank's raw features [b, D]. Collective.
 
-    `parked` int64: local classes that are no answer. With sub-centres a class's nearest row counts; ties go
+    `absent` bool: local classes that are no answer. With sub-centres a class's nearest row counts; ties go
     to the lowest id.
     """
     labels = torch.zeros(features.shape[0], dtype=torch.int64, device=features.device)
@@ -26,8 +26,9 @@ def nearest_classes(
         block = rows[first * k : (first + BLOCK_CLASSES) * k].to(unit.dtype)
         cosine = unit @ nn.functional.normalize(block, dim=1).T
         cosine = cosine.unflatten(1, (-1, k)).amax(2)
-        out = parked[(parked >= first) & (parked < first + BLOCK_CLASSES)] - first
-        value, position = cosine.index_fill_(1, out, -torch.inf).max(1)
+        if absent is not None:
+            cosine.masked_fill_(absent[first : first + BLOCK_CLASSES], -torch.inf)
+        value, position = cosine.max(1)
         better = value > best
         best = torch.where(better, value, best)
         where = torch.where(better, position + (table.start + first), where)

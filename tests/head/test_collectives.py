@@ -91,7 +91,7 @@ def test_three_collectives_a_step(ranks, world, objective):
 
 HARD = (
     mp.MVSoftmax(16.0),
-    mp.MVSoftmax(16.0, kind="arc"),
+    mp.MVSoftmax(16.0, variant="arc"),
     mp.CurricularFace(16.0),
     mp.NPCFace(16.0),
 )

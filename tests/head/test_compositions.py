@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from head_runs import OBJECTIVES, Case, check_all, head_of
+from head_cases import OBJECTIVES, Case, head_of
+from head_runs import check_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -165,6 +165,7 @@ def test_merging_chains_and_refuses_a_class_with_itself():
     head = make_head()
     head.merge_classes([(0, 8), (8, 13)])
     assert head.merged.tolist() == [[0, 8], [0, 13]]
+    head.merge_classes([])
     head.merge_classes([(3, 0)])
     assert head.merged.tolist() == [[3, 0], [3, 8], [3, 13]]
     with pytest.raises(ValueError, match="itself"):

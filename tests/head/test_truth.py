@@ -5,19 +5,11 @@ Here every objective over all classes and Partial FC's sample; the other axes in
 
 from dataclasses import replace
 
-import head_runs
+import head_cases
 import pytest
 import torch
-from head_runs import (
-    OBJECTIVES,
-    Case,
-    assert_exact,
-    check_all,
-    compare,
-    expected,
-    relative,
-    train_all,
-)
+from head_cases import OBJECTIVES, Case
+from head_runs import assert_exact, check_all, compare, expected, relative, train_all
 from torch import tensor
 
 import mpsoftmax as mp
@@ -47,7 +39,7 @@ def train_in_small_blocks(cases):
 
     usual, blocked.CPU_BLOCK_BYTES = blocked.CPU_BLOCK_BYTES, 1
     try:
-        assert blocked.block_size(head_runs.DIM, torch.float64, torch.device("cpu")) == 256
+        assert blocked.block_size(head_cases.DIM, torch.float64, torch.device("cpu")) == 256
         return train_all(cases)
     finally:
         blocked.CPU_BLOCK_BYTES = usual
@@ -164,7 +156,7 @@ def test_gradcheck_objective(name):
     t = (torch.rand(20, generator=stream, dtype=torch.float64) * 1.9 - 0.95).requires_grad_()
     negatives = (torch.randn(20, generator=stream, dtype=torch.float64) * 20).requires_grad_()
     norm = (torch.rand(20, generator=stream, dtype=torch.float64) * 150 + 1).requires_grad_()
-    objective = head_runs.axes_of(Case(name))["objective"]
+    objective = head_cases.axes_of(Case(name))["objective"]
     context = context_of(objective, stream)
 
     def loss(t, negatives, norm):
@@ -197,7 +189,7 @@ def gradcheck_heads(cases):
 def gradcheck_head(case):
     """Gradient of the loss by this rank's features, all ranks perturbing in step."""
     head = mp.ModelParallelSoftmax(
-        6, 11, **head_runs.axes_of(case), compute_dtype=torch.float64, row_dtype=torch.float64,
+        6, 11, **head_cases.axes_of(case), compute_dtype=torch.float64, row_dtype=torch.float64,
         init_std=0.5, kernel=case.kernel,
     )  # fmt: skip
     world = head.comm.world

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_runs import CLASSES, DIM, SIZES, Case, check_all, head_of, train_all
+from head_cases import CLASSES, DIM, SIZES, Case, head_of
+from head_runs import check_all, train_all
 
 import mpsoftmax as mp
 

@@ -73,7 +73,7 @@ def negative_mask(method, cosine, t, labels, available, step, merged):
 
 def threshold_of_hard(name, t, p):
     """[n] cosine above which a negative is hard, or None."""
-    if name == "mvsoftmax" and p["kind"] == "am":
+    if name == "mvsoftmax" and p["variant"] == "am":
         return t - p["margin"]
     if name in ("mvsoftmax", "curricularface"):
         return turned_exactly(t, p["margin"])

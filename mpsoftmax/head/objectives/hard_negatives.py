@@ -31,14 +31,14 @@ def check_angular_margin(objective: ScaledObjective, field: str) -> None:
     require(0 <= value < math.pi / 2, objective, field, f"0 <= {field} < pi/2 (radians)")
 
 
-MV_KINDS = ("am", "arc")
+MV_VARIANTS = ("am", "arc")
 
 
 @dataclass(frozen=True)
 class MVSoftmax(ScaledObjective):
     """Mis-classified vectors re-weighted: g = s (t_h z + t_h - 1) where hard. Wang et al., 2020 (1912.00833).
 
-    Adaptive form. kind "am": margin and threshold t - m, the margin only where t > m; "arc": both
+    Adaptive form. Variant "am": margin and threshold t - m, the margin only where t > m; "arc": both
     cos(theta + m), the margin only where t > 0. Hard where z exceeds the threshold.
     """
 
@@ -46,21 +46,21 @@ class MVSoftmax(ScaledObjective):
     scale: float = 32.0
     margin: float = 0.35
     hard_scale: float = 1.12
-    kind: str = "am"
+    variant: str = "am"
 
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        require(self.kind in MV_KINDS, self, "kind", ", ".join(MV_KINDS))
+        require(self.variant in MV_VARIANTS, self, "variant", ", ".join(MV_VARIANTS))
         require(1 <= self.hard_scale < math.inf, self, "hard_scale", "a number >= 1")
-        if self.kind == "arc":
+        if self.variant == "arc":
             check_angular_margin(self, "margin")
         require(0 <= self.margin < 2, self, "margin", "0 <= margin < 2 (cosine)")
 
     def transform(self, t: Tensor, context: Context) -> HardNegatives:
         """See Objective.transform."""
         h = self.hard_scale
-        threshold = t - self.margin if self.kind == "am" else add_angle(t, self.margin)
+        threshold = t - self.margin if self.variant == "am" else add_angle(t, self.margin)
         return HardNegatives(threshold=threshold, value=(h - 1.0, h, 0.0), slope=(h, 0.0))
 
     def logit_range(self, state: State) -> tuple[float, float]:
@@ -69,7 +69,7 @@ class MVSoftmax(ScaledObjective):
 
     def loss(self, t: Tensor, negatives: Tensor, norm: Tensor, context: Context = EMPTY) -> Tensor:
         """See Objective.loss."""
-        if self.kind == "am":
+        if self.variant == "am":
             target = torch.where(t > self.margin, t - self.margin, t)
         else:
             target = torch.where(t > 0, torch.cos(angle(t) + self.margin), t)
