@@ -1,6 +1,7 @@
 """The plots of docs/evidence, from the rows of results.csv."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ def write(rows: Rows, folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _dsoftmax(rows: Rows) -> Figure | None:
-    """Recall@1 against negatives and against head time."""
-    of_claim = [method for found in methods(rows, "dsoftmax").values() for method in found]
+def _dsoftmax(rows: Rows, *, longer: bool) -> Figure | None:
+    """Recall@1 against negatives and against head time; `longer`: of the runs of more epochs."""
+    found = [method for methods_ in methods(rows, "dsoftmax").values() for method in methods_]
+    of_claim = [method for method in found if ("epochs=" in method.name) == longer]
     if not of_claim:
         return None
     figure, panes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
@@ -137,7 +139,8 @@ def _angles(rows: Rows) -> Figure | None:
 
 
 _PLOTS: dict[str, Callable[[Rows], Figure | None]] = {
-    "dsoftmax": _dsoftmax,
+    "dsoftmax": partial(_dsoftmax, longer=False),
+    "dsoftmax_longer": partial(_dsoftmax, longer=True),
     "baskets": _bars("baskets", lambda method: "recall_at_1", "Recall@1 (%)"),
     "ir_angles": _angles,
     "ir_tail": _bars("ir", lambda method: "closed_tail", "top-1 on tail classes (%)"),

@@ -166,7 +166,10 @@ def check_head(config: Config) -> None:
         check_least("head.linking.stable", head.linking.stable, 1)
         check_cosine("head.linking.threshold", head.linking.threshold)
         check_cosine("head.linking.release", head.linking.release)
-        check_cosine("head.linking.lead", head.linking.lead)
+        if not 0 <= head.linking.lead <= 2:
+            raise ValueError(
+                f"head.linking.lead: {head.linking.lead}; allowed: 0 <= value <= 2 (cosine)"
+            )
         if not 0 <= head.linking.doubt < 1:
             raise ValueError(f"head.linking.doubt: {head.linking.doubt}; allowed: 0 <= value < 1")
 

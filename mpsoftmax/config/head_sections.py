@@ -13,6 +13,9 @@ class BasketsConfig:
     top_one, top_k, hardest, known; or {kind: top_one, tau: 0.3}."""
     warmup: int = 0
     """First steps, in which a sample's negatives are the classes of its own dataset only."""
+    merge: str | None = None
+    """A list of classes to merge before the first step: RUN/merged.csv of a training that linked, or a
+    reviewed RUN/duplicates.csv."""
     duplicates: float | None = 0.5
     """Cosine of class means from which two classes of different datasets are listed in RUN/duplicates.csv at
     the end, after one more pass over the images; null for no pass and no list."""

@@ -91,13 +91,12 @@ class Description:
 
     def check_candidates(self) -> None:
         """DSoftmaxB samples one part of the loss: there must be two."""
-        if isinstance(self.candidates, DSoftmaxB) and not isinstance(
-            self.margins_applied(), SeparableObjective
-        ):
+        separable = isinstance(self.objective, SeparableObjective)
+        if isinstance(self.candidates, DSoftmaxB) and not separable:
             raise ValueError(
                 f"candidates: {self.candidates!r} with objective {type(self.objective).__name__}; allowed "
                 "only with an objective that is a sum of a function of the target and a function of the "
-                "negatives (DSoftmax) and one margin for all: elsewhere the two cannot be sampled apart"
+                "negatives (DSoftmax): elsewhere the two cannot be sampled apart"
             )
 
     def check_negatives(self) -> None:

@@ -1,6 +1,6 @@
 """From Phi's derivatives to the gradient of the raw features: collective (3), and the autograd binding."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,6 @@ class Recorded:
     """[n]: dL/da with t and l held fixed."""
     scale_is_norm: bool
     """Whether the negatives were scaled by the feature norm."""
-    state: Mapping[str, float]
-    """The objective's running statistics with this batch."""
     version: int
     """Of the class table: the rows must not have moved since."""
 

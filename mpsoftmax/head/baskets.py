@@ -45,6 +45,8 @@ class Baskets:
     def __post_init__(self) -> None:
         """Check the fields."""
         sizes = tuple(int(size) for size in self.sizes)
+        if sizes != tuple(self.sizes):
+            raise ValueError(f"baskets.sizes: {list(self.sizes)}; allowed: whole numbers")
         object.__setattr__(self, "sizes", sizes)
         if isinstance(self.rule, str):
             object.__setattr__(self, "rule", rule_named(self.rule))
@@ -56,6 +58,10 @@ class Baskets:
             raise ValueError(f"baskets.rule: {self.rule!r}; allowed: a rule, or its name")
         if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
             raise ValueError(f"baskets.warmup: {self.warmup!r}; allowed: steps, at least 0")
+        if self.warmup and isinstance(self.rule, AllDistinct):
+            raise ValueError(
+                f"baskets.warmup: {self.warmup} with rule all_distinct; allowed: 0: nothing is mined"
+            )
         if self.margins is not None:
             object.__setattr__(self, "margins", tuple(self.margins))
             if len(self.margins) != len(sizes):
@@ -70,7 +76,7 @@ class Baskets:
     def rule_at(self, step: int) -> Rule:
         """The rule that applies in a step."""
         assert isinstance(self.rule, Rule)
-        if step < self.warmup and not isinstance(self.rule, AllDistinct):
+        if step < self.warmup:
             return OwnBasket()
         return self.rule
 
@@ -97,11 +103,32 @@ class Miner:
         self.baskets, self._comm, self._kernel, self._start = baskets, comm, kernel, local[0]
         self._offsets = torch.from_numpy(baskets.offsets()).to(device)
         self._local = torch.arange(*local, device=device)
+        self._cached: tuple[Tensor, Tensor] | None = None
         self._partners = known_pairs(baskets.rule, device)
 
     def basket_of(self, classes: Tensor) -> Tensor:
         """int64: basket of each class id."""
         return torch.searchsorted(self._offsets, classes, right=True) - 1
+
+    def check_groups(self, pairs: Tensor) -> None:
+        """Raise ValueError where merging (kept, parked) puts two classes of one basket together."""
+        kept, parked = pairs.to(self._offsets.device).unbind(1)
+        groups = torch.cat([torch.unique(kept), kept])
+        classes = torch.cat([torch.unique(kept), parked])
+        places = torch.stack([groups, self.basket_of(classes.contiguous())], 1)
+        distinct, counts = torch.unique(places, dim=0, return_counts=True)
+        if bool((counts > 1).any()):
+            group, basket = distinct[counts > 1][0].tolist()
+            raise ValueError(
+                f"pairs: the classes merged with {group} include two of basket {basket}; allowed: one of "
+                "each basket: within one, no two classes are the same identity"
+            )
+
+    def local_members(self, merged: MergedClasses) -> Tensor:
+        """`members` of all classes of this rank, computed once for each set of merged classes."""
+        if self._cached is None or self._cached[0] is not merged.pairs:
+            self._cached = (merged.pairs, self.members(self._local, merged))
+        return self._cached[1]
 
     def members(self, classes: Tensor, merged: MergedClasses) -> Tensor:
         """int64: bit b is set where the class, or one merged into it, belongs to basket b."""
@@ -136,8 +163,10 @@ class Miner:
         if rule.all_distinct:
             return problem
         ids = self._local if index is None else self._local[index]
+        members = self.local_members(merged)
         selection = Selection(
-            class_members=self.members(ids, merged), sample_members=self.members(labels, merged)
+            class_members=members if index is None else members[index],
+            sample_members=self.members(labels, merged),
         )
         if rule.own_only:
             nothing = labels.new_empty(0)

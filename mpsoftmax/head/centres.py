@@ -45,8 +45,6 @@ def moved_centres(rule: ClassCentres, centres: Tensor, seen: Tensor, batch: Clas
         centres: [u, D] before.
         seen: bool [u]: whether the class had samples before; where not, the centre is the batch's mean.
         batch: The step's features by class.
-
-    A class whose new centre would not be finite keeps the old one.
     """
     means = batch.means.to(centres)
     if rule.rule == "ema":
@@ -56,8 +54,7 @@ def moved_centres(rule: ClassCentres, centres: Tensor, seen: Tensor, batch: Clas
         moved = centres - rule.alpha * (counts * centres - batch.sums.to(centres)) / (1.0 + counts)
     else:
         moved = centres
-    moved = torch.where(seen[:, None], moved, means)
-    return torch.where(moved.isfinite().all(1, keepdim=True), moved, centres)
+    return torch.where(seen[:, None], moved, means)
 
 
 class ClassMeans:

@@ -240,14 +240,6 @@ class ClassTable:
     def set_rows(self, index: Tensor, rows: Tensor, *, row_step: int = 0) -> None:
         """Overwrite local rows [n, D]; their optimiser state starts afresh, at `row_step` where frozen."""
         rows = rows.to(self.weight)
-        norm = torch.linalg.vector_norm(rows, dim=1)
-        unusable = ~((norm > NORM_FLOOR) & norm.isfinite())
-        if bool(unusable.any()):
-            where = int(torch.nonzero(unusable)[0, 0])
-            raise ValueError(
-                f"rows: that of class {int(index[where]) // self.num_centres + self.start} has norm "
-                f"{float(norm[where])}; allowed: finite and not zero (a row is a direction)"
-            )
         self.version += 1
         self.weight[index] = rows
         for state in self.states:
@@ -293,6 +285,24 @@ class ClassTable:
         self._hyper_log, self._history = [], StepHistory(1 + len(self.rule.buffers))
         for values in step_log.tolist() if self.lazy else []:
             self._log(dict(zip(self.rule.hyper, values, strict=True)))
+
+
+def is_direction(rows: Tensor) -> Tensor:
+    """Bool [n, ...]: rows [n, ..., D] that are finite and not zero."""
+    norm = torch.linalg.vector_norm(rows, dim=-1)
+    return (norm > NORM_FLOOR) & norm.isfinite()
+
+
+def check_directions(ids: Tensor, rows: Tensor) -> None:
+    """Raise ValueError for a row [n, ..., D] that has no direction, naming its class."""
+    unusable = ~is_direction(rows).view(len(ids), -1).all(1)
+    if bool(unusable.any()):
+        where = int(torch.nonzero(unusable)[0, 0])
+        norms = torch.linalg.vector_norm(rows[where], dim=-1).reshape(-1).tolist()
+        raise ValueError(
+            f"rows: that of class {int(ids[where])} has norm {', '.join(map(str, norms))}; allowed: finite "
+            "and not zero (a row is a direction)"
+        )
 
 
 def project(gradient: Tensor, rows: Tensor, squares: Tensor) -> None:

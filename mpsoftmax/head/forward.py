@@ -10,7 +10,6 @@ collective (2)                  sums over the shards
 Phi and its derivatives         derivatives.py
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,11 +67,19 @@ class Forward:
     reduced: Reduced
     swept: Swept
     targets: Targets
+    taken: "Taken"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Who took part."""
+
     index: Tensor | None
     """int64 local candidate classes, sorted; None: all."""
     absent: Tensor | None
     """Bool [candidates]: those that are nobody's negatives; None: no such class."""
-    state: Mapping[str, float]
+    chosen: Tensor | None
+    """int64 [m] the samples that met their negatives; None: all."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +103,9 @@ def run(parts: Parts, batch: GlobalBatch, *, num_draws: int, training: Room | No
     own = local_classes(parts.table, labels)
     index = draw(parts, own, num_draws)
     targets = find_targets(parts, batch, own)
-    cosine = targets.cosine
+    cosine = torch.zeros_like(targets.cosine)
     if parts.needs_target:
-        cosine = parts.comm.all_reduce_sum(cosine.clone())
+        cosine = parts.comm.all_reduce_sum(targets.cosine.clone())
     state = parts.running.committed
     if training is not None:
         state = parts.running.advanced(cosine, batch.norm)
@@ -107,7 +114,7 @@ def run(parts: Parts, batch: GlobalBatch, *, num_draws: int, training: Room | No
     chosen = choose(parts, batch, num_draws)
     problem = pose(parts, batch, labels, own, index, chosen, cosine, context)
     swept = sweep(parts, problem, training)
-    reduced, counts = reduce(parts, swept, None if parts.needs_target else cosine, chosen)
+    reduced, counts = reduce(parts, swept, None if parts.needs_target else targets.cosine, chosen)
     if parts.needs_target:
         reduced = reduced._replace(cosine=cosine)
     if chosen is None:
@@ -119,9 +126,7 @@ def run(parts: Parts, batch: GlobalBatch, *, num_draws: int, training: Room | No
         reduced=reduced,
         swept=swept,
         targets=targets,
-        index=index,
-        absent=problem.absent,
-        state=state,
+        taken=Taken(index, problem.absent, chosen),
     )
 
 
@@ -237,14 +242,15 @@ def absent_classes(parts: Parts, index: Tensor | None) -> Tensor | None:
     """Candidates that are nobody's negatives: classes merged away, centres without samples so far."""
     table, absent = parts.table, None
     if isinstance(parts.weights, ClassCentres):
-        absent = table.row_step == 0
+        absent = (table.row_step if index is None else table.row_step[index]) == 0
     parked = parts.merged.parked()
     if len(parked):
-        here = local_classes(table, parked)
+        here = places(local_classes(table, parked), index)
         if absent is None:
-            absent = torch.zeros(table.num_local, dtype=torch.bool, device=parked.device)
+            num = table.num_local if index is None else index.numel()
+            absent = torch.zeros(num, dtype=torch.bool, device=parked.device)
         absent[here[here >= 0]] = True
-    return absent if absent is None or index is None else absent[index]
+    return absent
 
 
 def sweep(parts: Parts, problem: Problem, training: Room | None) -> Swept:
@@ -303,8 +309,9 @@ def statistics(
 
     Returns:
         hard_negatives or filtered_negatives: their mean number a sample; hard_share or filtered_share: share
-        of samples that have any; rejected_share: classes of other baskets left out, over all candidates of
-        other baskets; rejected_share_b: the same for the samples of basket b.
+        of samples that have any; rejected_negatives: mean number of classes of other baskets left out a
+        sample; rejected_share: their share of all candidates of other baskets; rejected_share_b: the same for
+        the samples of basket b.
     """
     out = {}
     if counts.hard_count is not None:
@@ -316,10 +323,12 @@ def statistics(
         assert basket is not None
         assert parts.miner is not None
         out["rejected_share"] = share(counts.rejected, counts.mined)
+        out["rejected_negatives"] = counts.rejected.sum() / max(1, counts.rejected.numel())
         basket = basket if chosen is None else basket[chosen]
-        for number in range(len(parts.miner.baskets.sizes)):
-            own = basket == number
-            out[f"rejected_share_{number}"] = share(counts.rejected[own], counts.mined[own])
+        both = torch.stack([counts.rejected, counts.mined], 1)
+        sums = both.new_zeros(len(parts.miner.baskets.sizes), 2).index_add_(0, basket, both)
+        for number, (rejected, mined) in enumerate(sums):
+            out[f"rejected_share_{number}"] = share(rejected, mined)
     return out
 
 

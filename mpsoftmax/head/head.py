@@ -28,7 +28,13 @@ from mpsoftmax.head.backward import HeadFunction, Recorded, feature_gradient
 from mpsoftmax.head.baskets import Baskets, Miner
 from mpsoftmax.head.candidates import Candidates
 from mpsoftmax.head.centres import ClassMeans, class_sums, moved_centres
-from mpsoftmax.head.class_table import UNTOUCHED, ClassTable, local_range
+from mpsoftmax.head.class_table import (
+    UNTOUCHED,
+    ClassTable,
+    check_directions,
+    is_direction,
+    local_range,
+)
 from mpsoftmax.head.exchange import Exchange
 from mpsoftmax.head.gradient import Contribution, TileSource, coefficients, row_norms, union_of
 from mpsoftmax.head.merged import MergedClasses
@@ -168,7 +174,7 @@ class ModelParallelSoftmax(nn.Module):
         )
         self._contributions: list[Contribution] = []
         self._spare: Tensor | None = None  # memory of E of the last step, for the next forward
-        self._last: forward_pass.Forward | None = None
+        self._last: forward_pass.Taken | None = None
         self._num_draws = 0  # training forwards since the last step: each draws its own candidates
         self.last_stats: dict[str, Tensor] = {}
 
@@ -221,25 +227,28 @@ class ModelParallelSoftmax(nn.Module):
         """The loss alone."""
         _, batch = self._exchange.gather(features, labels)
         found = forward_pass.run(self._parts, batch, num_draws=self._num_draws, training=None)
-        self._last = replace(found, swept=None)  # type: ignore[arg-type]
+        self._last = found.taken
         return found.derivatives.loss
 
     def _record(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Recorded]:
         """The forward pass of training: the loss, and what its backward needs."""
         local, batch = self._exchange.gather(features, labels)
         kept = sum(contribution.swept.kept_bytes for contribution in self._contributions)
-        room = forward_pass.Room(max(0, self.e_budget_bytes - kept), self._spare)
+        budget = (
+            self.e_budget_bytes - kept if self.weights.learned else 0
+        )  # no class gradient, no E
+        room = forward_pass.Room(max(0, budget), self._spare)
         self._spare = None
         found = forward_pass.run(self._parts, batch, num_draws=self._num_draws, training=room)
         self._num_draws += 1
         derivatives, swept = found.derivatives, found.swept
         candidates = torch.tensor(swept.problem.num_classes)
         self.last_stats = {**derivatives.statistics, "candidates": candidates}
-        self._last = replace(found, swept=None)  # type: ignore[arg-type]
+        self._last = found.taken
         contribution = Contribution(
-            index=self._table.rows_of(found.index),
+            index=self._table.rows_of(found.taken.index),
             swept=swept,
-            chosen=found.reduced.chosen,
+            chosen=found.taken.chosen,
             unit=batch.unit.to(swept.total.dtype),
             norm=batch.norm,
             targets=found.targets,
@@ -254,7 +263,6 @@ class ModelParallelSoftmax(nn.Module):
             target_cosine=found.reduced.cosine,
             by_norm=derivatives.by_norm,
             scale_is_norm=self.objective.scale_is_norm,
-            state=found.state,
             version=self._table.version,
         )
 
@@ -268,7 +276,7 @@ class ModelParallelSoftmax(nn.Module):
         part = recorded.contribution
         with no_autocast(part.unit):
             gradient = feature_gradient(recorded, self._exchange)
-        self._running.hold(recorded.state)
+        self._running.hold(recorded.target_cosine, recorded.batch.norm)
         self._contributions.append(
             replace(part, negatives=part.negatives * factor, target=part.target * factor)
         )
@@ -321,7 +329,11 @@ class ModelParallelSoftmax(nn.Module):
         )
         batch = class_sums(features, torch.cat([part.targets.own for part in parts]))
         seen = table.row_step[batch.classes] > 0
-        table.move(batch.classes, moved_centres(rule, table.weight[batch.classes], seen, batch))
+        moved = moved_centres(rule, table.weight[batch.classes], seen, batch)
+        usable = is_direction(
+            moved
+        )  # a class whose new centre is none keeps the old one, or stays unseen
+        table.move(batch.classes[usable], moved[usable])
         table.end_step()
 
     # -- the table -----------------------------------------------------------------------------
@@ -339,7 +351,7 @@ class ModelParallelSoftmax(nn.Module):
     @property
     def last_chosen(self) -> Tensor | None:
         """int64 [m]: the valid samples, in rank order, that met their negatives last time; None: all."""
-        return None if self._last is None else self._last.reduced.chosen
+        return None if self._last is None else self._last.chosen
 
     @torch.no_grad()
     def class_rows(self, ids: Tensor) -> Tensor:
@@ -362,17 +374,19 @@ class ModelParallelSoftmax(nn.Module):
     def load_rows(self, ids: Tensor, rows: Tensor) -> None:
         """Set the rows [n, D] ([n, K, D]) of classes `ids` [n]; their optimiser state starts afresh.
 
-        Every rank may give the same ids; each takes its own. A class centre set so counts as seen.
+        Every rank may give the same ids; each takes its own. A class centre set so counts as seen; of a class
+        merged into another, the shared row is set.
 
         Raises:
             ValueError: an id is outside [0, num_classes) or the shapes do not fit.
         """
-        ids = self._checked_ids(ids)
+        ids = self.merged_classes.canonical(self._checked_ids(ids))
         centres = () if self._table.num_centres == 1 else (self._table.num_centres,)
         shape = (ids.numel(), *centres, self.embedding_dim)
         if rows.shape != shape:
             raise ValueError(f"rows: shape {tuple(rows.shape)}; allowed: {shape}")
         self._refuse_between("load_rows()")
+        check_directions(ids, rows)
         mine, local = self._owned(ids)
         index = self._table.rows_of(local)
         assert index is not None
@@ -399,12 +413,15 @@ class ModelParallelSoftmax(nn.Module):
         and with baskets the shared class belongs to both. Merging chains; `split_classes` undoes it.
 
         Raises:
-            ValueError: an id is out of range, or a pair names one class (or one merged class) twice.
+            ValueError: an id is out of range, or a pair names one class twice.
         """
         listed = [(int(a), int(b)) for a, b in pairs]
         self._refuse_between("merge_classes()")
         named = self._checked_ids(torch.tensor(listed, dtype=torch.int64))
         joined = self.merged_classes.joined(listed)
+        self._agree_on("pairs", joined)
+        if self.miner is not None:
+            self.miner.check_groups(joined)
         if not listed or not self.weights.learned:  # a class centre follows the samples by itself
             self.merged_classes.set(joined)
             return
@@ -431,10 +448,22 @@ class ModelParallelSoftmax(nn.Module):
         wanted = torch.as_tensor(list(ids), dtype=torch.int64).reshape(-1)
         self._refuse_between("split_classes()")
         remaining = self.merged_classes.without(wanted)
-        if wanted.numel():
-            rows = self.class_rows(wanted)
-            self.merged_classes.set(remaining)
+        self._agree_on("ids", remaining)
+        rows = self.class_rows(wanted) if wanted.numel() and self.weights.learned else None
+        self.merged_classes.set(remaining)
+        if rows is not None:
             self.load_rows(wanted, rows)
+
+    def _agree_on(self, field: str, pairs: Tensor) -> None:
+        """Raise on every rank where the ranks would merge differently."""
+        digest = hashlib.sha256(pairs.numpy().tobytes()).digest()[:7]
+        own = torch.tensor([int.from_bytes(digest, "little")], device=self.comm.device)
+        everyone = self.comm.all_gather(own)[:, 0]
+        different = torch.nonzero(everyone != everyone[0])[:, 0].tolist()
+        if different:
+            raise ValueError(
+                f"{field}: ranks {different} gave others than rank 0; allowed: the same on all ranks"
+            )
 
     # -- passes over the data --------------------------------------------------------------------
 
@@ -455,6 +484,8 @@ class ModelParallelSoftmax(nn.Module):
     def set_centres(self, means: ClassMeans) -> None:
         """Set the rows of all classes that have samples in `means` to their means. Class centres only.
 
+        A class whose mean is zero or not finite keeps its row.
+
         Raises:
             ValueError: the weights are learned.
         """
@@ -464,7 +495,8 @@ class ModelParallelSoftmax(nn.Module):
             )
         self._refuse_between("set_centres()")
         classes, centres = means.means()
-        self._table.set_rows(classes, centres, row_step=1)
+        usable = is_direction(centres)
+        self._table.set_rows(classes[usable], centres[usable], row_step=1)
 
     @torch.no_grad()
     def centre_angles(self, means: ClassMeans) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mpsoftmax.head.centres import ClassMeans
 from mpsoftmax.head.duplicates import Pair, search
 from mpsoftmax.head.head import ModelParallelSoftmax
+from mpsoftmax.head.merged import top
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,15 @@ class IdentityLinker:
         device = self._head.merged_classes.parked().device
         bits = self._miner.members(ids.to(device), self._head.merged_classes).tolist()
         members = dict(zip(ids.tolist(), bits, strict=True))
-        stands = {one: one for one in members}
+        above: dict[int, int] = {}
         events, merges = [], []
         for a, b, cosine, lead in pairs:
-            one, other = stands[a], stands[b]
+            one, other = top(above, a), top(above, b)
             conflict = one == other or members[one] & members[other]
             if not conflict:
                 merges.append((one, other))
                 members[one] |= members[other]
-                stands.update({key: one for key, value in stands.items() if value == other})
+                above[other] = one
             if one != other:
                 kind = "conflict" if conflict else "link"
                 events.append(Event(kind, one, other, cosine, lead, trusted))

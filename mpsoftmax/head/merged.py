@@ -48,20 +48,22 @@ class MergedClasses:
     def joined(self, pairs: Iterable[tuple[int, int]]) -> Tensor:
         """The pairs with more merged: of each new pair the first keeps its row, chains included.
 
+        A pair that is one class already changes nothing.
+
         Raises:
             ValueError: a pair names one class twice.
         """
-        stands = {parked: kept for kept, parked in self.pairs.tolist()}
+        above = {parked: kept for kept, parked in self.pairs.tolist()}
         for keep, park in pairs:
-            keep, park = stands.get(keep, keep), stands.get(park, park)
             if keep == park:
                 raise ValueError(f"pairs: class {keep} with itself; allowed: two different classes")
-            for parked, kept in list(stands.items()):
-                if kept == park:
-                    stands[parked] = keep
-            stands[park] = keep
-        flat = [(kept, parked) for parked, kept in stands.items()]
-        return torch.tensor(flat, dtype=torch.int64).reshape(-1, 2)
+            keep, park = top(above, keep), top(above, park)
+            if keep != park:
+                above[park] = keep
+        flat = [(top(above, parked), parked) for parked in above]
+        return torch.tensor(sorted(flat, key=lambda pair: pair[1]), dtype=torch.int64).reshape(
+            -1, 2
+        )
 
     def without(self, parked: Tensor) -> Tensor:
         """The pairs without some parked classes.
@@ -76,3 +78,14 @@ class MergedClasses:
                 f"ids: {int(strange[0])} is not merged into another class; allowed: parked ones"
             )
         return self.pairs[~torch.isin(self.pairs[:, 1], parked)]
+
+
+def top(above: dict[int, int], one: int) -> int:
+    """Where the way up from `one` ends; the way is shortened for the next time."""
+    path = []
+    while one in above:
+        path.append(one)
+        one = above[one]
+    for passed in path[:-1]:
+        above[passed] = one
+    return one

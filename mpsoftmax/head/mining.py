@@ -186,18 +186,13 @@ class Overlap(Rule):
 
     def __post_init__(self) -> None:
         """Check the pairs."""
-        pairs = tuple((int(a), int(b)) for a, b in self.pairs)
-        if any(a == b or min(a, b) < 0 for a, b in pairs):
-            raise ValueError("Overlap.pairs: allowed: pairs of two different class ids")
+        pairs = tuple(tuple(int(one) for one in pair) for pair in self.pairs)
+        for pair in pairs:
+            if len(pair) != 2 or pair[0] == pair[1] or min(pair) < 0:
+                raise ValueError(
+                    f"Overlap.pairs: {pair}; allowed: pairs of two different class ids"
+                )
         object.__setattr__(self, "pairs", pairs)
-
-    def partners(self) -> dict[int, list[int]]:
-        """The other classes of each class's identity."""
-        out: dict[int, list[int]] = {}
-        for a, b in self.pairs:
-            out.setdefault(a, []).append(b)
-            out.setdefault(b, []).append(a)
-        return out
 
 
 RULES: dict[str, type[Rule]] = {

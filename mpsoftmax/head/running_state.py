@@ -1,7 +1,6 @@
 """Running statistics of an objective: the same on all ranks, moved only by a training step that counts."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,9 +25,9 @@ class RunningState:
         base = self.committed if self._pending is None else self._pending
         return self._objective.advance(base, t, norm)
 
-    def hold(self, state: Mapping[str, float]) -> None:
-        """A backward call used these."""
-        self._pending = dict(state)
+    def hold(self, t: Tensor, norm: Tensor) -> None:
+        """A backward call counts this batch (t, norm [n])."""
+        self._pending = self.advanced(t, norm)
 
     def commit(self) -> None:
         """The step counts; a non-finite value is dropped."""

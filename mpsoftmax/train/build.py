@@ -16,8 +16,9 @@ from mpsoftmax.data.transforms import DEFAULTS, Transform
 from mpsoftmax.data.transforms import build as build_transforms
 from mpsoftmax.head.arguments import Description
 from mpsoftmax.head.head import ModelParallelSoftmax
+from mpsoftmax.head.weights import ClassCentres
 from mpsoftmax.strict import suggestion
-from mpsoftmax.train.duplicates import with_known_pairs
+from mpsoftmax.train.duplicates import MERGE_KEY, read_names, with_known_pairs
 from mpsoftmax.train.parts import (
     build_candidates,
     build_objective,
@@ -61,6 +62,13 @@ def check_head(config: Config) -> None:
         raise ValueError(
             f"head.linking: given with head.weights={config.head.weights!r}; allowed with learned weights"
         )
+    weights, section = parts["weights"], config.head.baskets
+    if isinstance(weights, ClassCentres) and weights.rule == "exact" and not weights.refresh_every:
+        raise ValueError(
+            "head.weights.refresh_every: 0 with rule exact; allowed: at least 1: nothing else moves them"
+        )
+    if section is not None and section.merge is not None:
+        read_names(section.merge, MERGE_KEY)
     try:
         Description.of(**parts, untouched=config.head.untouched, num_classes=sum(sizes))
     except ValueError as error:

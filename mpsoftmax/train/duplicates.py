@@ -6,12 +6,15 @@ At the end of a training on several datasets RUN/duplicates.csv lists pairs of c
 each other, largest lead over the runners-up first. A person strikes out what is wrong; what is left serves
 the next training:
 
-    head: {baskets: {rule: {kind: known, pairs: duplicates.csv}}}
+    head: {baskets: {rule: {kind: known, pairs: duplicates.csv}}}       # no negatives of each other
+    head: {baskets: {merge: duplicates.csv}}                            # one class
+
+A training that linked identities lists those it merged in RUN/merged.csv, of the same form.
 """
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,21 +22,53 @@ import numpy as np
 
 from mpsoftmax.config import Config
 from mpsoftmax.data.union import Union
+from mpsoftmax.head.duplicates import Pair
+from mpsoftmax.head.head import ModelParallelSoftmax
 
+KNOWN_KEY, MERGE_KEY = "head.baskets.rule.pairs", "head.baskets.merge"
 COLUMNS = ("dataset_a", "class_a", "dataset_b", "class_b", "similarity", "lead")
 
 
-def write_duplicates(
-    path: Path, pairs: Iterable[tuple[int, int, float, float]], images: Union
-) -> None:
-    """Write pairs (class, class, cosine, lead) by name; the file appears complete or not at all."""
+def merge_listed(config: Config, images: Union | None, head: ModelParallelSoftmax) -> None:
+    """Merge the classes that head.baskets.merge lists; collective.
+
+    Raises:
+        ValueError: as `find_pairs`.
+    """
+    section = config.head.baskets
+    if section is not None and section.merge is not None and images is not None:
+        path = section.merge
+        head.merge_classes(head.comm.together(lambda: find_pairs(path, MERGE_KEY, images)))
+
+
+def write_merged(path: Path, pairs: Iterable[tuple[int, int]], images: Union) -> None:
+    """Write (class that keeps its row, class merged into it) by name, as head.baskets.merge reads."""
+    write_table(
+        path, COLUMNS[:4], [(*name_in_set(images, a), *name_in_set(images, b)) for a, b in pairs]
+    )
+
+
+def write_duplicates(path: Path, pairs: Iterable[Pair], images: Union) -> None:
+    """Write likely duplicates by name, with the cosine of their means and their lead."""
+    rows = [
+        (
+            *name_in_set(images, pair.class_a),
+            *name_in_set(images, pair.class_b),
+            f"{pair.cosine:.4f}",
+            f"{pair.lead:.4f}",
+        )
+        for pair in pairs
+    ]
+    write_table(path, COLUMNS, rows)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A CSV file that appears complete or not at all."""
     replacement = path.with_suffix(".new")
     with replacement.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for one, other, cosine, lead in pairs:
-            named = [*name_in_set(images, one), *name_in_set(images, other)]
-            writer.writerow([*named, f"{cosine:.4f}", f"{lead:.4f}"])
+        writer.writerow(columns)
+        writer.writerows(rows)
     os.replace(replacement, path)
 
 
@@ -54,13 +89,13 @@ def known_pairs_file(config: Config) -> str | None:
     return pairs if isinstance(pairs, str) else None
 
 
-def read_names(path: str) -> list[tuple[str, str, str, str]]:
+def read_names(path: str, key: str) -> list[tuple[str, str, str, str]]:
     """(dataset a, class a, dataset b, class b) of each line.
 
     Raises:
         ValueError: the file cannot be read, or lacks a column; names file and line.
     """
-    where = f"head.baskets.rule.pairs: {path}"
+    where = f"{key}: {path}"
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             lines = list(csv.DictReader(file))
@@ -76,13 +111,13 @@ def read_names(path: str) -> list[tuple[str, str, str, str]]:
     return [(line[wanted[0]], line[wanted[1]], line[wanted[2]], line[wanted[3]]) for line in lines]
 
 
-def find_pairs(path: str, images: Union) -> list[list[int]]:
-    """The file's pairs as class indices.
+def find_pairs(path: str, key: str, images: Union) -> list[tuple[int, int]]:
+    """The file's pairs as class indices; `key` names the setting in errors.
 
     Raises:
         ValueError: as `read_names`, or it names a dataset or class that is not there.
     """
-    lines = read_names(path)
+    lines = read_names(path, key)
     wanted = {pair for line in lines for pair in (line[:2], line[2:])}
     found: dict[tuple[str, str], int] = {}
     offset = 0
@@ -94,10 +129,10 @@ def find_pairs(path: str, images: Union) -> list[list[int]]:
     strange = sorted(wanted - set(found))
     if strange:
         raise ValueError(
-            f"head.baskets.rule.pairs: {path}: no class {strange[0][1]!r} in a dataset {strange[0][0]!r}; "
+            f"{key}: {path}: no class {strange[0][1]!r} in a dataset {strange[0][0]!r}; "
             f"allowed: classes of {', '.join(images.names)}"
         )
-    return [[found[line[:2]], found[line[2:]]] for line in lines]
+    return [(found[line[:2]], found[line[2:]]) for line in lines]
 
 
 def with_known_pairs(config: Config, images: Union | None) -> Config:
@@ -115,9 +150,9 @@ def with_known_pairs(config: Config, images: Union | None) -> Config:
         return config
     assert section is not None
     assert isinstance(section.rule, dict)
-    pairs = [] if images is None else find_pairs(path, images)
+    pairs = [] if images is None else find_pairs(path, KNOWN_KEY, images)
     if images is None:
-        read_names(path)
+        read_names(path, KNOWN_KEY)
     known = {"kind": "known", "pairs": pairs}
     rule = known if section.rule["kind"] == "known" else {**section.rule, "after": known}
     return replace(config, head=replace(config.head, baskets=replace(section, rule=rule)))

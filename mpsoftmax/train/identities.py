@@ -13,7 +13,7 @@ from mpsoftmax.head.duplicates import likely_duplicates
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.linking import IdentityLinker
 from mpsoftmax.train.centres import DataPass
-from mpsoftmax.train.duplicates import name_in_set, write_duplicates
+from mpsoftmax.train.duplicates import name_in_set, write_duplicates, write_merged
 from mpsoftmax.train.metrics import JsonLines
 
 
@@ -21,7 +21,8 @@ class Identities:
     """Links classes of different datasets during training, and lists likely duplicates at its end.
 
     RUN/links.jsonl holds one event a line: step, kind, the two classes by number and by name, the cosine.
-    Of one dataset there is nothing to do.
+    RUN/merged.csv lists what was merged in the end, for another training to start from. Of one dataset there
+    is nothing to do.
 
     Args:
         config: head.baskets and head.linking.
@@ -86,19 +87,26 @@ class Identities:
         return {"kind": "linking", "step": step, **counts, "merged": merged}
 
     def list_duplicates(self, net: nn.Module) -> str | None:
-        """Write RUN/duplicates.csv, after a pass over the images; collective.
+        """Write RUN/merged.csv and RUN/duplicates.csv, the latter after a pass over the images; collective.
 
         Returns:
             What to say about it; None where there is nothing to list.
         """
-        if self._images is None or self._threshold is None:
+        if self._images is None:
+            return None
+        merged, writes = self._head.merged.tolist(), self._comm.rank == 0
+        if merged and writes:
+            write_merged(self._folder / "merged.csv", merged, self._images)
+        if self._threshold is None:
             return None
         means = self._pass.class_means(net, self._head, by_label=True)
         pairs = likely_duplicates(self._head, means, self._threshold)
         path = self._folder / "duplicates.csv"
-        if self._comm.rank == 0:
+        if writes:
             write_duplicates(path, pairs, self._images)
-        return f"{len(pairs)} likely duplicate identities: {path}"
+        return (
+            f"{len(merged)} classes merged; {len(pairs)} more likely duplicate identities: {path}"
+        )
 
     def _named(self, class_id: int) -> str:
         assert self._images is not None

@@ -60,7 +60,8 @@ def describe_data(images: ImageSet, comm: Comm) -> dict[str, Any]:
     }
     if isinstance(images, Union):
         own["datasets"] = [
-            {"num_images": len(part), "num_classes": len(part.class_names)} for part in images.parts
+            {"name": name, "num_images": len(part), "num_classes": len(part.class_names)}
+            for name, part in zip(images.names, images.parts, strict=True)
         ]
     everyone = comm.share(own)
     different = [rank for rank, seen in enumerate(everyone) if seen != everyone[0]]

@@ -34,7 +34,7 @@ from mpsoftmax.train.build import (
 from mpsoftmax.train.centres import DataPass, drift_of, refresh_every, share_buffers
 from mpsoftmax.train.checkpoint import Checkpoints, read_state
 from mpsoftmax.train.datasets import build_order, names_within, sizes_of
-from mpsoftmax.train.duplicates import with_known_pairs
+from mpsoftmax.train.duplicates import merge_listed, with_known_pairs
 from mpsoftmax.train.evaluation import Evaluator
 from mpsoftmax.train.identities import Identities
 from mpsoftmax.train.inputs import describe_data, open_in_turn, total_steps, training_device
@@ -91,6 +91,8 @@ class Trainer:
         self.skipped: set[str] = set()
         if resume is not None:
             self._resume(resume)
+        else:
+            merge_listed(config, several, self.head)
         self.loader = Loader(
             images,
             build_order(config, images),
@@ -106,7 +108,7 @@ class Trainer:
         # A missing set is better found now than at the first evaluation.
         comm.together(self.evaluator.open_all)
         self.log = comm.together(self._open_log)
-        self.identities.open(self.step)
+        comm.together(lambda: self.identities.open(self.step))
         self._describe(resume, images)
 
     def _open_folder(self) -> Path | None:

@@ -242,7 +242,6 @@ def test_compositions_without_meaning_say_why(arguments, message):
         ),
         ({}, lambda h: h.merge_classes([(0, 20)]), ValueError, "ids: 20; allowed: 0 <= id < 20"),
         ({}, lambda h: h.merge_classes([(3, 3)]), ValueError, "class 3 with itself"),
-        ({}, lambda h: h.merge_classes([(0, 1), (1, 0)]), ValueError, "with itself"),
         ({}, lambda h: h.split_classes([4]), ValueError, "ids: 4 is not merged"),
         (
             {"weights": mp.SubCentres(2)},

@@ -80,7 +80,7 @@ def refusals(case):
     re_weights = objective in ("mvsoftmax", "curricularface", "npcface")
     reasons = [
         (
-            case.candidates[0] == "dsoftmax_b" and (objective != "dsoftmax" or margins),
+            case.candidates[0] == "dsoftmax_b" and objective != "dsoftmax",
             r"candidates: DSoftmaxB.*cannot be sampled apart",
         ),
         (

@@ -161,17 +161,21 @@ def test_merged_classes(ranks, world):
     assert ranks.run(merged_run, world) == [True] * world
 
 
-def test_merging_chains_and_refuses_a_class_with_itself():
+def test_merging_chains_and_its_refusals():
     head = make_head()
-    head.merge_classes([(0, 8), (8, 13)])
-    assert head.merged.tolist() == [[0, 8], [0, 13]]
+    head.merge_classes([(8, 13)])
     head.merge_classes([])
-    head.merge_classes([(3, 0)])
-    assert head.merged.tolist() == [[3, 0], [3, 8], [3, 13]]
+    head.merge_classes([(0, 8)])
+    assert head.merged.tolist() == [[0, 8], [0, 13]]
+    head.merge_classes([(8, 13)])  # one class already
+    assert head.merged.tolist() == [[0, 8], [0, 13]]
     with pytest.raises(ValueError, match="itself"):
-        head.merge_classes([(8, 13)])
+        head.merge_classes([(8, 8)])
+    with pytest.raises(ValueError, match="merged with 3 include two of basket 0"):
+        head.merge_classes([(3, 0)])
     with pytest.raises(ValueError, match=f"allowed: 0 <= id < {CLASSES}"):
         head.merge_classes([(0, CLASSES)])
+    assert head.merged.tolist() == [[0, 8], [0, 13]]
 
 
 def test_trusted_lead_by_hand():

@@ -133,5 +133,16 @@ def test_linking_resumes_exactly(ranks, tmp_path, world):
     assert checks[-1]["merged"] == sum(line["link"] - line["split"] for line in checks)
 
 
+def test_a_second_training_starts_from_what_the_first_merged(ranks, tmp_path):
+    ranks.run(train, 1, folder=tmp_path / "first", overrides=(PARTS, *LEARNS, LINKS))
+    listed = (tmp_path / "first" / "merged.csv").read_text().splitlines()
+    assert listed[0] == "dataset_a,class_a,dataset_b,class_b"
+    checks = [line for line in lines(tmp_path / "first") if line["kind"] == "linking"]
+    assert len(listed) - 1 == checks[-1]["merged"] > 0
+    merge = f"head.baskets.merge={tmp_path / 'first' / 'merged.csv'}"
+    ranks.run(train, 2, folder=tmp_path / "second", overrides=(PARTS, merge))
+    assert (tmp_path / "second" / "merged.csv").read_text().splitlines() == listed
+
+
 def test_the_images_are_more_than_one_batch_of_a_pass():
     assert PASS_BATCH < 23 * 4  # so that what is above goes through several

@@ -83,7 +83,7 @@ def magface_regulariser(norm, p):
 
 def mvsoftmax(t, p):
     m = torch.as_tensor(p["margin"], dtype=t.dtype)
-    if p["kind"] == "am":
+    if p["variant"] == "am":
         return torch.where(t > m, t - m, t)
     return torch.where(t > 0, turned(t, m), t)
 

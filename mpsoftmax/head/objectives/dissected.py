@@ -1,6 +1,5 @@
 """D-Softmax: the intra-class and the inter-class objective apart."""
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,7 +31,6 @@ class DSoftmax(SeparableObjective, ScaledObjective):
         super().__post_init__()
         require(-1 <= self.end_point <= 1, self, "end_point", "-1 <= end_point <= 1 (cosine)")
         require(0 <= self.margin < 2, self, "margin", "0 <= margin < 2 (cosine)")
-        require(math.isfinite(self.scale), self, "scale", "a positive number")
 
     def intra(self, t: Tensor, norm: Tensor, context: Context = EMPTY) -> Tensor:
         """sp(s (d + m - t)), [B]."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from mpsoftmax.head.objectives.base import EMPTY, Context, Objective, State
+from mpsoftmax.head.objectives.base import EMPTY, Context, Objective, SeparableObjective, State
 from mpsoftmax.kernels.problem import HardNegatives
 
 
@@ -75,6 +75,26 @@ class PerBasket(Objective):
         return torch.cat(values)[order]
 
 
+@dataclass(frozen=True)
+class SeparablePerBasket(PerBasket, SeparableObjective):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """PerBasket of separable objectives, which it is itself: a margin acts on the target's part only."""
+
+    def intra(self, t: Tensor, norm: Tensor, context: Context = EMPTY) -> Tensor:
+        """See SeparableObjective.intra."""
+
+        def part(one: Objective, own: Tensor) -> Tensor:
+            assert isinstance(one, SeparableObjective)
+            return one.intra(t[own], norm[own], context.of(own))
+
+        return self._each(context, part)
+
+    def inter(self, negatives: Tensor) -> Tensor:
+        """See SeparableObjective.inter."""
+        first = self.members[0]
+        assert isinstance(first, SeparableObjective)
+        return first.inter(negatives)
+
+
 def per_basket(objective: Objective, margins: Sequence[float | None]) -> Objective:
     """`objective` with the margin of each basket; None keeps its own.
 
@@ -90,4 +110,5 @@ def per_basket(objective: Objective, margins: Sequence[float | None]) -> Objecti
         )
     one = [objective if m is None else replace(objective, margin=m) for m in margins]  # type: ignore[call-arg]
 
-    return PerBasket(tuple(one))
+    kind = SeparablePerBasket if isinstance(objective, SeparableObjective) else PerBasket
+    return kind(tuple(one))
