@@ -58,6 +58,28 @@ LINKED = [
     )
     for doubt in (0.1, 0.05)
 ]
+LONG = {"epochs": 10}
+LONG_LINKING = {"every": 75, "start": 150, "threshold": 0.5, "stable": 2, "doubt": 0.1}
+TWICE = {"every": 50, "start": 100, "threshold": 0.5, "stable": 2, "doubt": 0.1}
+LONGER = [
+    variant("oracle_long", COSFACE, changes={"labels": "merged", **LONG}),
+    variant("top_one_long", COSFACE, changes=LONG, baskets=["TopOne", {"tau": 0.3}], warmup=WARMUP),
+    variant(
+        "linking_long",
+        COSFACE,
+        changes={"linking": LONG_LINKING, **LONG},
+        baskets=["TopOne", {"tau": 0.3}],
+        warmup=WARMUP,
+    ),
+    variant(
+        "linking_twice",
+        COSFACE,
+        changes={"linking": TWICE, "restarts": 1},
+        baskets=["TopOne", {"tau": 0.3}],
+        warmup=100,
+    ),
+]
+"""Twice the training: in one go, or a second time from the beginning with what the first one merged."""
 FILTERS = [
     variant(
         f"noise_filter threshold={threshold}",
@@ -89,7 +111,8 @@ HARMLESS = [ALL_DISTINCT, OWN, *RULES[:2], FILTERS[0]]
 def baskets(stage: str, rows: list[Mapping[str, Any]]) -> list[Run]:
     """Claim 2: mined negatives beat "all distinct" and "own basket only" where identities recur."""
     if stage == "screen":
-        runs = screen_of("baskets", HARD, ALL) + screen_of("baskets", SCREENS[0], ALL)
+        runs = screen_of("baskets", HARD, [*ALL, *LONGER])
+        runs += screen_of("baskets", SCREENS[0], MAIN)
         return runs + screen_of("baskets", SCREENS[1], HARMLESS)
     chosen = finalists(rows)
     return [

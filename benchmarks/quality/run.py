@@ -91,7 +91,9 @@ class Progress:
             outcome = f"Recall@1 {recall:.2f}  {row['total_s']:.0f} s"
         else:
             outcome = f"FAILED\n{error}"
-            self.failed.append(f"{run.title()}: {str(error).splitlines()[-1]}")
+            self.failed.append(
+                f"{run.title()}: {(str(error).splitlines() or [type(error).__name__])[-1]}"
+            )
         print(f"[{self.num_done}/{self.total}] {run.title()}: {outcome}", flush=True)
 
 

@@ -45,7 +45,20 @@ class Trained:
 
 
 def train(benchmark: Benchmark, settings: Mapping[str, Any], seed: int) -> Trained:
-    """Train a net and a head as settings say (claims.py has the defaults)."""
+    """Train a net and a head as settings say (claims.py has the defaults).
+
+    With `restarts` the same training is done again from the beginning, from the classes that the one before
+    merged.
+    """
+    run = _train_once(benchmark, settings, seed, None)
+    for _ in range(settings.get("restarts", 0)):
+        run = _train_once(benchmark, settings, seed, run.head.merged)
+    return run
+
+
+def _train_once(
+    benchmark: Benchmark, settings: Mapping[str, Any], seed: int, merged: Tensor | None
+) -> Trained:
     torch.manual_seed(seed)
     labels = benchmark.train.labels
     if settings["labels"] == "merged":
@@ -53,6 +66,8 @@ def train(benchmark: Benchmark, settings: Mapping[str, Any], seed: int) -> Train
         labels = benchmark.identities[labels]
     net = build_net(settings["widths"], settings["halving"], settings["dim"]).train()
     head = build_head(settings, benchmark, int(labels.max()) + 1, seed)
+    if merged is not None:
+        head.merge_classes(merged)
     num_steps = min(
         settings["epochs"] * len(labels) // settings["batch"],
         settings.get("max_steps", 10**9),

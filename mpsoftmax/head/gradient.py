@@ -108,8 +108,8 @@ def row_norms(parts: list[Contribution], union: Tensor | None) -> Tensor:
     for part, norm in zip(parts, norms, strict=True):
         assert part.index is not None
         out[torch.searchsorted(union, part.index)] = norm
-        here = part.targets.owned
-        out[torch.searchsorted(union, part.targets.row[here])] = part.targets.norm[here].to(out)
+        rows, own_norms = part.targets.class_rows()
+        out[torch.searchsorted(union, rows)] = own_norms.to(out)
     return out
 
 
@@ -120,5 +120,5 @@ def union_of(parts: list[Contribution]) -> Tensor | None:
     if len(parts) == 1 and parts[0].swept_own:
         return parts[0].index
     indices = [part.index for part in parts if part.index is not None]
-    own = [part.targets.row[part.targets.owned] for part in parts]
+    own = [part.targets.class_rows()[0] for part in parts]  # all rows of a class move, or none
     return torch.unique(torch.cat([*indices, *own]))

@@ -408,7 +408,8 @@ class ModelParallelSoftmax(nn.Module):
     def merge_classes(self, pairs: Iterable[tuple[int, int]] | Tensor) -> None:
         """Classes that are one identity share the row of the first of each pair. Collective.
 
-        The shared row is the mean of their directions, of mean length; optimiser rows start afresh.
+        The shared row is the mean of their directions, of mean length; optimiser rows start afresh. Of class
+        centres those that had samples count.
         From now on samples of the second class train the shared row, the second row is nobody's negative,
         and with baskets the shared class belongs to both. Merging chains; `split_classes` undoes it.
 
@@ -422,21 +423,32 @@ class ModelParallelSoftmax(nn.Module):
         self._agree_on("pairs", joined)
         if self.miner is not None:
             self.miner.check_groups(joined)
-        if not listed or not self.weights.learned:  # a class centre follows the samples by itself
-            self.merged_classes.set(joined)
+        if not listed:
             return
         before = torch.unique(self.merged_classes.canonical(named))
-        rows = self.class_rows(before)
+        rows, seen = self.class_rows(before), self._seen(before)
         self.merged_classes.set(joined)
         after, place = torch.unique(self.merged_classes.canonical(before), return_inverse=True)
         norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         units = rows / norms.clamp_min(NORM_FLOOR)
-        direction = torch.zeros_like(rows[: len(after)]).index_add_(0, place, units)
+        weight = seen.to(rows).view(-1, *[1] * (rows.ndim - 1))
+        direction = torch.zeros_like(rows[: len(after)]).index_add_(0, place, units * weight)
+        length = torch.zeros_like(norms[: len(after)]).index_add_(0, place, norms * weight)
+        counts = torch.zeros_like(weight[: len(after)]).index_add_(0, place, weight)
         opposed = torch.linalg.vector_norm(direction, dim=-1, keepdim=True) < NORM_FLOOR
         direction = torch.where(opposed, units[torch.searchsorted(before, after)], direction)
-        length = torch.zeros_like(norms[: len(after)]).index_add_(0, place, norms)
-        length /= torch.bincount(place).to(length).view(-1, *[1] * (length.ndim - 1))
-        self.load_rows(after, nn.functional.normalize(direction, dim=-1) * length)
+        shared = nn.functional.normalize(direction, dim=-1) * (length / counts.clamp_min(1.0))
+        known = counts.reshape(-1) > 0
+        self.load_rows(after[known], shared[known])
+
+    def _seen(self, ids: Tensor) -> Tensor:
+        """Bool [n]: classes whose row means something, learned or a centre that had samples. Collective."""
+        if self.weights.learned:
+            return torch.ones_like(ids, dtype=torch.bool)
+        mine, local = self._owned(ids)
+        seen = torch.zeros_like(ids)
+        seen[mine] = (self._table.row_step[local] > 0).to(seen)
+        return self.comm.all_reduce_sum(seen) > 0
 
     @torch.no_grad()
     def split_classes(self, ids: Iterable[int] | Tensor) -> None:

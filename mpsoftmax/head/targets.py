@@ -22,6 +22,15 @@ class Targets:
     """[n] that row's norm; arbitrary likewise."""
     cosine: Tensor
     """[n] cosine with it, 0 where another shard owns it."""
+    norms: Tensor
+    """[n, K] norms of all rows of the class; arbitrary likewise."""
+
+    def class_rows(self) -> tuple[Tensor, Tensor]:
+        """All local rows of the own classes that lie here, and their norms: [m K] twice."""
+        own, num_centres = self.own[self.owned], self.norms.shape[1]
+        centres = torch.arange(num_centres, device=own.device)
+        rows = own[:, None] * num_centres + centres
+        return rows.reshape(-1), self.norms[self.owned].reshape(-1)
 
     @property
     def owned(self) -> Tensor:
@@ -50,4 +59,5 @@ def targets_of(features: Tensor, own: Tensor, rows: Tensor) -> Targets:
         unit=units.gather(1, pick[:, :, None].expand(num, 1, dim))[:, 0],
         norm=norms.gather(1, pick)[:, 0],
         cosine=cosines.gather(1, pick)[:, 0].masked_fill(own < 0, 0.0),
+        norms=norms,
     )

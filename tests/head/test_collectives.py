@@ -172,7 +172,7 @@ def test_mining_costs_what_its_rule_says(ranks, world, name):
     A target cosine that is reduced before the sweep is not in (2).
     """
     rule, more, before = RULES[name]
-    for warmup in (0, 1):
+    for warmup in (0,) if rule.all_distinct else (0, 1):
         results = ranks.run(
             counted, world, objective=mp.CosFace(16.0, 0.2), candidates="all", capacity=CAPACITY,
             dtype=torch.float32, baskets=mp.Baskets(SIZES, rule=rule, warmup=warmup),

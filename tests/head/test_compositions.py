@@ -126,7 +126,6 @@ def test_refusals_are_exactly_those_listed(case):
 
 WITHOUT_MEANING = [
     Case("arcface", candidates=("dsoftmax_b", 0.5)),
-    Case("dsoftmax", candidates=("dsoftmax_b", 0.5), rule=("own",), margins=MARGINS[1]),
     Case("mvsoftmax am", noise=0.2),
     Case("curricularface", noise=0.2),
     Case("npcface", noise=0.2),
