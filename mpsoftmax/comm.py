@@ -5,6 +5,7 @@ that tests can assert the number of collectives and their bytes. It knows nothin
 """
 
 import datetime
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -158,6 +159,12 @@ class Comm:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def differing(self, own: bytes) -> list[int]:
+        """Ranks whose bytes are others than rank 0's, by their digest; the same on all ranks."""
+        digest = int.from_bytes(hashlib.sha256(own).digest()[:7], "little")
+        digests = self.all_gather(torch.tensor([digest], device=self.device))[:, 0]
+        return torch.nonzero(digests != digests[0])[:, 0].tolist()
 
     def together(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank; if it fails for a user's reason anywhere, all ranks raise that.

@@ -1,13 +1,31 @@
 """Many strings in little memory: a Python list of 42 million paths takes over 4 GB per worker."""
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import overload
 
 import numpy as np
 
 
-class StringTable(Sequence[str]):
+class LazyStrings(Sequence[str]):
+    """A sequence of strings made when asked for: a subclass says how many, and which each is."""
+
+    @abstractmethod
+    def at(self, position: int) -> str:
+        """The string at a position of 0 .. len - 1."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.at(range(len(self))[index])
+
+
+class StringTable(LazyStrings):
     """An immutable sequence of strings held as one byte string and int64 end positions.
 
     Undecodable file names survive (surrogateescape). Shared copy-on-write by forked workers,
@@ -24,19 +42,13 @@ class StringTable(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
+    def at(self, position: int) -> str:
+        """See LazyStrings."""
         start = int(self._ends[position - 1]) if position else 0
         return self._bytes[start : int(self._ends[position])].decode("utf-8", "surrogateescape")
 
 
-class NumberNames(Sequence[str]):
+class NumberNames(LazyStrings):
     """Class names for formats that carry none: zero-padded indices, so that they sort as numbers.
 
     Args:
@@ -44,17 +56,12 @@ class NumberNames(Sequence[str]):
     """
 
     def __init__(self, count: int) -> None:
-        self._range = range(count)
+        self._count = count
         self._width = len(str(max(count - 1, 0)))
 
     def __len__(self) -> int:
-        return len(self._range)
+        return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [f"{i:0{self._width}d}" for i in self._range[index]]
-        return f"{self._range[index]:0{self._width}d}"
+    def at(self, position: int) -> str:
+        """See LazyStrings."""
+        return f"{position:0{self._width}d}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 from PIL import Image
+
+from mpsoftmax.data.string_table import LazyStrings
 
 _GRID = 5  # a class is a random colour field of this many points each way, smoothly enlarged
 _SHIFT = 1 / 16  # largest shift, as a share of the side
@@ -87,7 +88,7 @@ class Synthetic:
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-class _Names(Sequence[str]):
+class _Names(LazyStrings):
     """Class names that take no memory, for sets of a hundred million classes."""
 
     def __init__(self, num: int) -> None:
@@ -96,11 +97,6 @@ class _Names(Sequence[str]):
     def __len__(self) -> int:
         return self._num
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._num))]
-        return f"class-{range(self._num)[index]:06d}"
+    def at(self, position: int) -> str:
+        """See LazyStrings."""
+        return f"class-{position:06d}"

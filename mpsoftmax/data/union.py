@@ -7,11 +7,11 @@ merged. Which set a class belongs to follows from its index alone (`sizes`).
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import overload
 
 import numpy as np
 
 from mpsoftmax.data.image_set import IGNORE, ImageSet
+from mpsoftmax.data.string_table import LazyStrings
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class Union:
         return part, index - int(self.starts[part])
 
 
-class UnionNames(Sequence[str]):
+class UnionNames(LazyStrings):
     """Class names of several sets; those that several share are made ``set:name``.
 
     Keeps a byte a class, not the names: sets of a hundred million classes make theirs when asked.
@@ -101,17 +101,11 @@ class UnionNames(Sequence[str]):
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        part = int(np.searchsorted(self._offsets, index, side="right")) - 1
-        name = self._lists[part][index - int(self._offsets[part])]
-        shared = self._shared is not None and self._shared[index]
+    def at(self, position: int) -> str:
+        """See LazyStrings."""
+        part = int(np.searchsorted(self._offsets, position, side="right")) - 1
+        name = self._lists[part][position - int(self._offsets[part])]
+        shared = self._shared is not None and self._shared[position]
         return f"{self._names[part]}:{name}" if shared else name
 
 

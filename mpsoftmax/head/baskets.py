@@ -18,6 +18,7 @@ from torch import Tensor
 from mpsoftmax.comm import Comm
 from mpsoftmax.head.merged import MergedClasses
 from mpsoftmax.head.mining import AllDistinct, Hardest, Overlap, OwnBasket, Rule, rule_named
+from mpsoftmax.head.sorted_ids import place_of
 from mpsoftmax.kernels.problem import Pairs, Problem, Selection
 from mpsoftmax.kernels.select import Kernel
 
@@ -100,7 +101,7 @@ class Miner:
         local: tuple[int, int],
         device: torch.device,
     ) -> None:
-        self.baskets, self._comm, self._kernel, self._start = baskets, comm, kernel, local[0]
+        self.baskets, self._comm, self._kernel = baskets, comm, kernel
         self._offsets = torch.from_numpy(baskets.offsets()).to(device)
         self._local = torch.arange(*local, device=device)
         self._cached: tuple[Tensor, Tensor] | None = None
@@ -225,11 +226,8 @@ class Miner:
         samples = torch.arange(classes.shape[0], device=classes.device)
         samples = samples.view(-1, 1, 1).expand_as(classes)[wanted]
         classes = classes[wanted]
-        if not ids.numel():
-            return Pairs(classes[:0], samples[:0])
-        places = torch.searchsorted(ids, classes).clamp_max(ids.numel() - 1)
-        here = ids[places] == classes
-        return Pairs(places[here], samples[here])
+        places = place_of(classes, ids)
+        return Pairs(places[places >= 0], samples[places >= 0])
 
     def _known(self, labels: Tensor, ids: Tensor, merged: MergedClasses) -> Pairs:
         """Known duplicates of each sample's class, or one merged with it, among this shard's candidates."""

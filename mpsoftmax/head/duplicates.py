@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mpsoftmax.head.baskets import Miner
 from mpsoftmax.head.centres import ClassMeans
 from mpsoftmax.head.head import ModelParallelSoftmax
+from mpsoftmax.head.sorted_ids import place_of
 from mpsoftmax.kernels.problem import Problem, Selection
 
 CHUNK_CLASSES = 1024  # of each rank, looked up at once
@@ -172,25 +173,18 @@ class Lookup:
         self, rows: Tensor, ids: Tensor, selection: Selection, threshold: float, out: Found
     ) -> None:
         """Nearest and runner-up in each basket of what the selection calls strangers."""
-        place = torch.searchsorted(self._ids, ids)
-        same = place.clamp_max(max(0, self._ids.numel() - 1))
-        here = torch.zeros_like(ids, dtype=torch.bool)
-        if self._ids.numel():
-            here = self._ids[same] == ids
         problem = Problem(
             features=rows,
             rows=self._rows,
             scale=1.0,
-            target=torch.where(here, same, -1),
+            target=place_of(ids, self._ids),
             shift=0.0,
             selection=selection,
         )
         values, classes = self._miner.nearest_by_basket(problem, self._ids, 2)
         samples, baskets = torch.nonzero(values[:, :, 0] >= threshold, as_tuple=True)
         first, second = values[samples, baskets].unbind(1)
-        leads = first - second.clamp_min(
-            -1.0
-        )  # without a runner-up: to the farthest there could be
+        leads = first - second.clamp_min(-1.0)  # no runner-up: the farthest there could be
         listed = (ids[samples], baskets, classes[samples, baskets, 0], first, leads)
         for one, basket, other, cosine, lead in zip(
             *(part.tolist() for part in listed), strict=True

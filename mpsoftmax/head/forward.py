@@ -28,6 +28,7 @@ from mpsoftmax.head.negatives import Negatives
 from mpsoftmax.head.objectives.base import Context, Objective
 from mpsoftmax.head.running_state import RunningState
 from mpsoftmax.head.shift import static_shift
+from mpsoftmax.head.sorted_ids import place_of
 from mpsoftmax.head.targets import Targets, targets_of
 from mpsoftmax.head.weights import ClassCentres, Weights
 from mpsoftmax.kernels.problem import Counts, Problem, Swept, finite
@@ -148,13 +149,8 @@ def draw(parts: Parts, own: Tensor, num_draws: int) -> Tensor | None:
 
 def choose(parts: Parts, batch: GlobalBatch, num_draws: int) -> Tensor | None:
     """The samples that meet their negatives, the same on all ranks; None: all."""
-    key = (
-        parts.seed,
-        parts.table.num_steps,
-        num_draws,
-        0,
-        66,
-    )  # no rank, and unlike any key of `draw`
+    # No rank in the key, and five numbers, unlike the keys of `draw`.
+    key = (parts.seed, parts.table.num_steps, num_draws, 0, 66)
     chosen = parts.candidates.choose(batch.labels.numel(), key)
     return None if chosen is None else torch.from_numpy(chosen).to(batch.labels.device)
 
@@ -230,12 +226,7 @@ def pose(
 
 def places(own: Tensor, index: Tensor | None) -> Tensor:
     """Position of each own class among the candidates, -1 where it is none of them."""
-    if index is None:
-        return own
-    if not index.numel():
-        return torch.full_like(own, -1)
-    place = torch.searchsorted(index, own).clamp_max(index.numel() - 1)
-    return torch.where(index[place] == own, place, -1)
+    return own if index is None else place_of(own, index)
 
 
 def absent_classes(parts: Parts, index: Tensor | None) -> Tensor | None:

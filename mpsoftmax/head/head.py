@@ -11,7 +11,6 @@ One step (docs/architecture.md), with B valid samples of all ranks:
     class gradients, fused with the update   in step()            class_table.py, row_optim.py
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -37,7 +36,7 @@ from mpsoftmax.head.class_table import (
 )
 from mpsoftmax.head.exchange import Exchange
 from mpsoftmax.head.gradient import Contribution, TileSource, coefficients, row_norms, union_of
-from mpsoftmax.head.merged import MergedClasses
+from mpsoftmax.head.merged import MergedClasses, shared_rows
 from mpsoftmax.head.nearest import nearest_classes
 from mpsoftmax.head.negatives import Negatives
 from mpsoftmax.head.objectives import Objective
@@ -46,7 +45,6 @@ from mpsoftmax.head.row_optim import RowRule
 from mpsoftmax.head.running_state import RunningState
 from mpsoftmax.head.table_state import load_table_state, table_state
 from mpsoftmax.head.weights import ClassCentres, Weights
-from mpsoftmax.kernels.problem import NORM_FLOOR
 from mpsoftmax.kernels.select import select
 
 COMPUTE_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -186,10 +184,8 @@ class ModelParallelSoftmax(nn.Module):
     def _agree(self, *arguments: object) -> None:
         """Raise on every rank where the ranks were given different heads; nothing is counted."""
         description = repr(arguments)
-        digest = int.from_bytes(hashlib.sha256(description.encode()).digest()[:7], "little")
-        digests = self.comm.all_gather(torch.tensor([digest], device=self.comm.device))[:, 0]
+        different = self.comm.differing(description.encode())
         self.comm.reset_counters()
-        different = torch.nonzero(digests != digests[0])[:, 0].tolist()
         if different:
             raise ValueError(
                 f"ranks disagree about the head: ranks {different} differ from rank 0; this rank "
@@ -234,9 +230,8 @@ class ModelParallelSoftmax(nn.Module):
         """The forward pass of training: the loss, and what its backward needs."""
         local, batch = self._exchange.gather(features, labels)
         kept = sum(contribution.swept.kept_bytes for contribution in self._contributions)
-        budget = (
-            self.e_budget_bytes - kept if self.weights.learned else 0
-        )  # no class gradient, no E
+        # Class centres have no class gradient, for which alone E is kept.
+        budget = self.e_budget_bytes - kept if self.weights.learned else 0
         room = forward_pass.Room(max(0, budget), self._spare)
         self._spare = None
         found = forward_pass.run(self._parts, batch, num_draws=self._num_draws, training=room)
@@ -330,9 +325,7 @@ class ModelParallelSoftmax(nn.Module):
         batch = class_sums(features, torch.cat([part.targets.own for part in parts]))
         seen = table.row_step[batch.classes] > 0
         moved = moved_centres(rule, table.weight[batch.classes], seen, batch)
-        usable = is_direction(
-            moved
-        )  # a class whose new centre is none keeps the old one, or stays unseen
+        usable = is_direction(moved)  # elsewhere the old centre stays, or the class unseen
         table.move(batch.classes[usable], moved[usable])
         table.end_step()
 
@@ -409,9 +402,9 @@ class ModelParallelSoftmax(nn.Module):
         """Classes that are one identity share the row of the first of each pair. Collective.
 
         The shared row is the mean of their directions, of mean length; optimiser rows start afresh. Of class
-        centres those that had samples count.
-        From now on samples of the second class train the shared row, the second row is nobody's negative,
-        and with baskets the shared class belongs to both. Merging chains; `split_classes` undoes it.
+        centres those that had samples count. From now on samples of the second class train the shared row,
+        the second row is nobody's negative, and with baskets the shared class belongs to both. Merging
+        chains; `split_classes` undoes it.
 
         Raises:
             ValueError: an id is out of range, or a pair names one class twice.
@@ -429,16 +422,7 @@ class ModelParallelSoftmax(nn.Module):
         rows, seen = self.class_rows(before), self._seen(before)
         self.merged_classes.set(joined)
         after, place = torch.unique(self.merged_classes.canonical(before), return_inverse=True)
-        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        units = rows / norms.clamp_min(NORM_FLOOR)
-        weight = seen.to(rows).view(-1, *[1] * (rows.ndim - 1))
-        direction = torch.zeros_like(rows[: len(after)]).index_add_(0, place, units * weight)
-        length = torch.zeros_like(norms[: len(after)]).index_add_(0, place, norms * weight)
-        counts = torch.zeros_like(weight[: len(after)]).index_add_(0, place, weight)
-        opposed = torch.linalg.vector_norm(direction, dim=-1, keepdim=True) < NORM_FLOOR
-        direction = torch.where(opposed, units[torch.searchsorted(before, after)], direction)
-        shared = nn.functional.normalize(direction, dim=-1) * (length / counts.clamp_min(1.0))
-        known = counts.reshape(-1) > 0
+        shared, known = shared_rows(rows, seen, place, torch.searchsorted(before, after))
         self.load_rows(after[known], shared[known])
 
     def _seen(self, ids: Tensor) -> Tensor:
@@ -468,10 +452,7 @@ class ModelParallelSoftmax(nn.Module):
 
     def _agree_on(self, field: str, pairs: Tensor) -> None:
         """Raise on every rank where the ranks would merge differently."""
-        digest = hashlib.sha256(pairs.numpy().tobytes()).digest()[:7]
-        own = torch.tensor([int.from_bytes(digest, "little")], device=self.comm.device)
-        everyone = self.comm.all_gather(own)[:, 0]
-        different = torch.nonzero(everyone != everyone[0])[:, 0].tolist()
+        different = self.comm.differing(pairs.numpy().tobytes())
         if different:
             raise ValueError(
                 f"{field}: ranks {different} gave others than rank 0; allowed: the same on all ranks"

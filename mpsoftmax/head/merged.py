@@ -7,7 +7,10 @@ labels, so it can be undone at any time.
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mpsoftmax.head.sorted_ids import place_of
+from mpsoftmax.kernels.problem import NORM_FLOOR
 
 
 class MergedClasses:
@@ -32,10 +35,8 @@ class MergedClasses:
         """The class that stands for each: int64, any shape."""
         if not len(self._parked):
             return classes
-        place = torch.searchsorted(self._parked, classes.contiguous()).clamp_max(
-            len(self._parked) - 1
-        )
-        return torch.where(self._parked[place] == classes, self._kept[place], classes)
+        place = place_of(classes, self._parked)
+        return torch.where(place >= 0, self._kept[place.clamp_min(0)], classes)
 
     def kept(self) -> Tensor:
         """int64 [M] the class that stands for each parked one."""
@@ -61,9 +62,8 @@ class MergedClasses:
             if keep != park:
                 above[park] = keep
         flat = [(top(above, parked), parked) for parked in above]
-        return torch.tensor(sorted(flat, key=lambda pair: pair[1]), dtype=torch.int64).reshape(
-            -1, 2
-        )
+        flat.sort(key=lambda pair: pair[1])
+        return torch.tensor(flat, dtype=torch.int64).reshape(-1, 2)
 
     def without(self, parked: Tensor) -> Tensor:
         """The pairs without some parked classes.
@@ -78,6 +78,33 @@ class MergedClasses:
                 f"ids: {int(strange[0])} is not merged into another class; allowed: parked ones"
             )
         return self.pairs[~torch.isin(self.pairs[:, 1], parked)]
+
+
+def shared_rows(rows: Tensor, seen: Tensor, place: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """One row for each group of classes: their mean direction, as long as their mean.
+
+    Args:
+        rows: [n, ..., D] rows of the classes.
+        seen: bool [n]: those that count.
+        place: int64 [n]: each class's group, 0..m-1.
+        kept: int64 [m]: where in `rows` each group's own class stands: its direction serves where the others
+            cancel it.
+
+    Returns:
+        [m, ..., D], and bool [m]: groups of which any class counts.
+    """
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    units = rows / norms.clamp_min(NORM_FLOOR)
+    weight = seen.to(rows).view(-1, *[1] * (rows.ndim - 1))
+
+    def by_group(values: Tensor) -> Tensor:
+        return torch.zeros_like(values[: len(kept)]).index_add_(0, place, values * weight)
+
+    direction, counts = by_group(units), by_group(torch.ones_like(norms))
+    opposed = torch.linalg.vector_norm(direction, dim=-1, keepdim=True) < NORM_FLOOR
+    direction = torch.where(opposed, units[kept], direction)
+    length = by_group(norms) / counts.clamp_min(1.0)
+    return nn.functional.normalize(direction, dim=-1) * length, counts.view(len(kept), -1)[:, 0] > 0
 
 
 def top(above: dict[int, int], one: int) -> int:

@@ -19,14 +19,7 @@ from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.weights import ClassCentres
 from mpsoftmax.strict import suggestion
 from mpsoftmax.train.duplicates import MERGE_KEY, read_names, with_known_pairs
-from mpsoftmax.train.parts import (
-    build_candidates,
-    build_objective,
-    build_row_rule,
-    head_parts,
-)
-
-__all__ = ["build_candidates", "build_objective", "build_row_rule"]
+from mpsoftmax.train.parts import head_parts
 
 
 def build_augment(config: Config) -> tuple[Transform, ...]:

@@ -40,6 +40,29 @@ AXES = {
 }
 
 
+@pytest.mark.parametrize("name", ["curricularface", "adaface"])
+def test_two_forwards_before_their_backwards_count_both(name):
+    """Each backward call adds its batch to what is pending, whenever its forward was."""
+    by_turns, together = head_after(1, **AXES[name]), head_after(1, **AXES[name])
+    for step in (1, 2):
+        loss_of(by_turns, step).backward()
+    by_turns.step()
+    (loss_of(together, 1) + loss_of(together, 2)).backward()
+    together.step()
+    one, other = (head.state_dict()["objective_state"] for head in (by_turns, together))
+    only_one = head_after(1, **AXES[name])
+    loss_of(only_one, 1).backward()
+    only_one.step()
+    assert not torch.allclose(one, only_one.state_dict()["objective_state"])
+    # The second batch's target cosines are the same: no row moved between. Norms and means commute only
+    # in the order of the backward calls, which autograd takes from the last to the first.
+    expected = head_after(1, **AXES[name])
+    for step in (2, 1):
+        loss_of(expected, step).backward()
+    expected.step()
+    torch.testing.assert_close(other, expected.state_dict()["objective_state"], rtol=1e-12, atol=0)
+
+
 def resumed(name, state):
     """Loss of the fifth step, from a checkpoint after four."""
     head = head_after(0, **AXES[name])

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from mpsoftmax.config import Config, apply_override, from_tree, load, to_yaml
-from mpsoftmax.train.build import (
-    build_candidates,
-    build_objective,
-    build_row_rule,
-    changed_settings,
-    check_parts,
-    local_capacity,
-)
+from mpsoftmax.train.build import changed_settings, check_parts, local_capacity
+from mpsoftmax.train.parts import build_candidates, build_objective, build_row_rule
 
 
 def config(*overrides: str) -> Config:
