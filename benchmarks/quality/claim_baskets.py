@@ -20,6 +20,7 @@ from plan import (
 COSFACE = ["CosFace", {"scale": 20, "margin": 0.2}]
 WARMUP = 150  # steps of own-basket negatives only
 LINKING = {"every": 50, "start": 200, "threshold": 0.5, "stable": 2}
+HARD_ALL = "omniglot/baskets=8,overlap=75"
 HARD, SCREENS = (
     "omniglot/hold=164,baskets=8,overlap=75",
     (
@@ -101,6 +102,7 @@ RULES = [
     mined("threshold tau=0.6", ["Threshold", {"tau": 0.6}]),
     mined("top_one tau=0.3,warmup=0", ["TopOne", {"tau": 0.3}], warmup=0),
 ]
+DEFAULT = RULES[0]
 YARDSTICKS = [ALL_DISTINCT, OWN, ORACLE]
 MAIN = [*YARDSTICKS, *RULES[:2], LINKED[0], KNOWN, RULES[2], FILTERS[0]]
 ALL = [*MAIN, LINKED[1], *RULES[3:7], RULES[10]]
@@ -115,24 +117,26 @@ def baskets(stage: str, rows: list[Mapping[str, Any]]) -> list[Run]:
         runs += screen_of("baskets", SCREENS[0], MAIN)
         return runs + screen_of("baskets", SCREENS[1], HARMLESS)
     chosen = finalists(rows)
-    return [
+    runs = [
         run
         for (num, overlap), seeds in CONFIRMED.items()
         for run in runs_of(
             "baskets", stage, f"omniglot/baskets={num},overlap={overlap}", chosen, seeds
         )
     ]
+    return runs + runs_of("baskets", stage, HARD_ALL, LONGER, CONFIRM_SEEDS[:3])
 
 
 def finalists(rows: list[Mapping[str, Any]]) -> list[Variant]:
-    """The yardsticks, the best rules of the screen (mean over both overlaps), and linking."""
+    """The yardsticks, the default, the best rules of the screen (mean over both overlaps), and linking."""
     best = best_of_families(rows, "baskets", HARD, [*RULES, *LINKED])
     order = ["top_one", "target_relative", "threshold", "top_k", "hardest"]
     families = [name for name in order if name in best]
     scores = {name: mean_figure(rows, best[name].method) for name in families}
     rules = sorted(families, key=lambda name: -scores[name])[:NUM_FINAL_RULES]
     linked = [best["linking"]] if "linking" in best else []
-    return [ALL_DISTINCT, OWN, ORACLE, *(best[name] for name in rules), *linked]
+    default = [] if DEFAULT in (best[name] for name in rules) else [DEFAULT]
+    return [ALL_DISTINCT, OWN, ORACLE, *default, *(best[name] for name in rules), *linked]
 
 
 def mean_figure(rows: list[Mapping[str, Any]], method: str) -> float:
