@@ -248,10 +248,12 @@ def class_gradient(swept: Swept, weighted: Tensor, start: int, stop: int, out: T
         if first < last:
             entries = entries_of(swept, first, last)
             target = out[first - start : last - start]
-            if used_as_they_are(swept.problem):
+            if not used_as_they_are(swept.problem):
+                torch.mul(entries @ weighted, swept.factor[first:last, None], out=target)
+            elif entries.dtype == target.dtype:
                 torch.mm(entries, weighted, out=target)
             else:
-                torch.mul(entries @ weighted, swept.factor[first:last, None], out=target)
+                target.copy_(entries @ weighted)
     return out
 
 

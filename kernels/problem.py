@@ -103,7 +103,7 @@ class Problem:
     features: Tensor
     """v [B, D] in the compute dtype: unit features, times the sample's own scale if it has one."""
     rows: Tensor
-    """[R, D] rows as stored (float32 or float64), not normalised; those of a class follow each other."""
+    """[R, D] rows as stored (float64, float32 or bfloat16), not normalised; a class's follow each other."""
     scale: float
     """Dimensionless factor on the cosine."""
     target: Tensor
@@ -243,8 +243,8 @@ def weigh(swept: Swept, coefficient: Tensor) -> Tensor:
 def row_factors(problem: Problem, rows: Tensor) -> Tensor:
     """Scale / |w| of each of `rows` [n, D]: [n] accumulate dtype."""
     dtype = problem.accumulate_dtype
-    wide = rows.double() if dtype == torch.float64 else rows
-    norm = torch.linalg.vector_norm(wide, dim=1).to(dtype)
+    wide = torch.promote_types(rows.dtype, dtype)
+    norm = torch.linalg.vector_norm(rows, dim=1, dtype=wide).to(dtype)
     return norm.clamp_min_(NORM_FLOOR).reciprocal_().mul_(problem.scale)
 
 

@@ -1,7 +1,7 @@
 """mpsoftmax: model-parallel softmax training of embedding models with very many classes."""
 
 from mpsoftmax.head.baskets import Baskets
-from mpsoftmax.head.candidates import DSoftmaxB, DSoftmaxK, Uniform
+from mpsoftmax.head.candidates import DSoftmaxB, DSoftmaxK, Uniform, UniformBlocks
 from mpsoftmax.head.duplicates import likely_duplicates
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.linking import IdentityLinker
@@ -67,5 +67,6 @@ __all__ = [
     "TopK",
     "TopOne",
     "Uniform",
+    "UniformBlocks",
     "likely_duplicates",
 ]

@@ -137,7 +137,12 @@ def rule_of(rule):
 
 def axes_of(case):
     """The arguments of the head that say what is trained."""
-    candidates = {"uniform": mp.Uniform, "dsoftmax_k": mp.DSoftmaxK, "dsoftmax_b": mp.DSoftmaxB}
+    candidates = {
+        "uniform": mp.Uniform,
+        "uniform_blocks": mp.UniformBlocks,
+        "dsoftmax_k": mp.DSoftmaxK,
+        "dsoftmax_b": mp.DSoftmaxB,
+    }
     weights = {"sub_centres": mp.SubCentres, "class_centres": mp.ClassCentres}
     out = {"objective": KINDS[OBJECTIVES[case.objective][0]](**case.numbers)}
     if case.candidates != ("all",):

@@ -94,6 +94,7 @@ def expected(case, results, world, dtype=None):
             candidates = torch.ones(case.classes, dtype=torch.bool)
             if case.candidates[0] in (
                 "uniform",
+                "uniform_blocks",
                 "dsoftmax_k",
             ):  # what was drawn is not to be guessed
                 candidates[:] = False

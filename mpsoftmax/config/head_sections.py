@@ -50,7 +50,7 @@ class HeadConfig:
     negatives: str | dict[str, Any] = "all"
     """all, or {kind: noise_filter, threshold: 0.4}."""
     candidates: str | dict[str, Any] = "all"
-    """all, uniform (rate 0.1), dsoftmax_k, dsoftmax_b, or {kind: uniform, rate: 0.2}."""
+    """all, uniform (rate 0.1), uniform_blocks, dsoftmax_k, dsoftmax_b, or {kind: uniform, rate: 0.2}."""
     weights: str | dict[str, Any] = "learned"
     """learned, sub_centres, class_centres, or {kind: class_centres, rule: ema, alpha: 0.5}."""
     baskets: BasketsConfig | None = None
@@ -64,6 +64,14 @@ class HeadConfig:
     """What sampled steps do with rows they leave out."""
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """dtype of the head's matrix products."""
+    row_dtype: Literal["float32", "bfloat16", "float64"] | None = None
+    """dtype of class rows and their optimiser rows, bfloat16 with stochastic rounding; null: float32, or
+    float64 where the products are."""
+    storage: Literal["device", "host", "mapped"] = "device"
+    """Where class rows live: on the device; in host memory; in a sparse file of touched rows. The last two
+    need sampled candidates."""
+    storage_dir: str | None = None
+    """Folder of the mapped file, which is scratch; null: RUN/rows."""
     kernel: Literal["auto", "blocked", "reference"] = "auto"
     """Which kernel sweeps the classes."""
     e_budget_bytes: int = 2**30

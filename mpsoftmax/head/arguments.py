@@ -129,6 +129,21 @@ class Description:
         if isinstance(rule, Overlap):
             check_pairs(rule, baskets)
 
+    def check_storage(self, storage: str) -> None:
+        """Rows stored elsewhere are moved by the sample."""
+        if storage == "device":
+            return
+        if not self.candidates.samples_classes:
+            raise ValueError(
+                f"storage: {storage!r} with candidates {self.candidates!r}; allowed with sampled classes "
+                "only (Uniform, UniformBlocks, DSoftmaxK): otherwise every step would move the whole table"
+            )
+        if not self.weights.learned:
+            raise ValueError(
+                f"storage: {storage!r} with weights {self.weights!r}; allowed with learned rows only: "
+                "centres are set by passes over the data, all at once"
+            )
+
     def margins_applied(self) -> Objective:
         """The objective with the baskets' margins."""
         if self.baskets is None or self.baskets.margins is None:

@@ -90,6 +90,47 @@ class Uniform(Candidates):
         return np.sort(np.concatenate([positives, others]))
 
 
+@dataclass(frozen=True)
+class UniformBlocks(Candidates):
+    """The batch's own classes, and random blocks of neighbouring classes of every shard.
+
+    As `Uniform`, but whole blocks are drawn, on a grid whose phase is drawn too: every class is as likely as
+    any other, neighbours come together. Rows of a block lie side by side in memory or on the disk, so reading
+    and writing them costs half of scattered ones and takes few pages. Class ids should carry no order that
+    matters (classes sorted by source or by likeness make blocks of similar negatives).
+    """
+
+    samples_classes: ClassVar[bool] = True
+    rate: float = 0.1
+    size: int = 128
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if not 0 <= self.rate <= 1:
+            raise ValueError(
+                f"UniformBlocks.rate: {self.rate!r}; allowed: 0 (positives only) to 1 (all)"
+            )
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(
+                f"UniformBlocks.size: {self.size!r}; allowed: a whole number of classes >= 1"
+            )
+
+    def draw(self, num_local: int, positives: np.ndarray, key: Key) -> np.ndarray:
+        """See Candidates.draw: contains `positives`; about rate * num_local classes, in whole blocks."""
+        wanted = -(-(int(self.rate * num_local) - positives.size) // self.size)
+        if wanted <= 0:
+            return positives
+        stream = random_stream(*key)
+        phase = int(stream.integers(self.size))
+        num_blocks = -(-(num_local + phase) // self.size)
+        chosen = sample_without_replacement(num_blocks, min(wanted, num_blocks), stream)
+        drawn = (chosen[:, None] * self.size - phase + np.arange(self.size)).reshape(-1)
+        drawn = drawn[(drawn >= 0) & (drawn < num_local)]
+        place = np.searchsorted(drawn, positives)
+        inside = drawn[np.minimum(place, drawn.size - 1)] == positives
+        return np.insert(drawn, place[~inside], positives[~inside])
+
+
 BATCH_LABELS = ("drawn", "excluded", "included")
 
 
@@ -159,6 +200,7 @@ class DSoftmaxB(Candidates):
 CANDIDATES: dict[str, type[Candidates]] = {
     "all": All,
     "uniform": Uniform,
+    "uniform_blocks": UniformBlocks,
     "dsoftmax_k": DSoftmaxK,
     "dsoftmax_b": DSoftmaxB,
 }

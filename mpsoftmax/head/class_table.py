@@ -7,6 +7,8 @@ them with a zero gradient.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,24 @@ import torch
 from torch import Tensor
 
 from mpsoftmax.head.history import StepHistory
+from mpsoftmax.head.initial_rows import INIT_CHUNK_ROWS, initial_rows, initial_rows_of
+from mpsoftmax.head.rounding import StochasticRounding
 from mpsoftmax.head.row_optim import RowRule
+from mpsoftmax.head.row_store import DenseStore, MappedStore, take
+from mpsoftmax.head.row_window import (
+    HeldWindow,
+    Parts,
+    ResidentWindow,
+    Round,
+    RowTraffic,
+    Window,
+    nearest,
+)
+from mpsoftmax.head.sorted_ids import place_of
 from mpsoftmax.kernels.blocked import block_size
 from mpsoftmax.kernels.problem import NORM_FLOOR
 
 UNTOUCHED = ("frozen", "lazy")
-INIT_CHUNK_ROWS = 16_384
 MOVE_ROWS = 256  # rows moved at once: gradient, row and momentum stay in cache over all passes
 
 GradientTile = Callable[[int, int, Tensor], Tensor]
@@ -32,49 +46,27 @@ def local_range(num_classes: int, world: int, rank: int) -> tuple[int, int]:
     return min(num_classes, rank * size), min(num_classes, (rank + 1) * size)
 
 
-def initial_rows(start: int, stop: int, dim: int, seed: int, std: float) -> np.ndarray:
-    """Normal rows of classes start..stop-1, each a function of (seed, class id): float32 [n, dim].
-
-    Philox counters are addressed by class id; Box-Muller (two 32-bit uniforms to two normals, in float64)
-    because it consumes a fixed number of bits per row, unlike the ziggurat.
-    """
-    num_pairs = -(-dim // 2)
-    blocks_per_row = -(-num_pairs // 4)  # one Philox block: four 64-bit words, four pairs
-    bits = np.random.Philox(
-        key=np.random.SeedSequence([seed, 0x524F5753]).generate_state(2, np.uint64)
-    )
-    bits.advance(start * blocks_per_row)
-    per_row = blocks_per_row * 4
-    words = bits.random_raw((stop - start) * per_row).reshape(stop - start, per_row)[:, :num_pairs]
-    uniform = (words >> np.uint64(32)).astype(np.float64) + 0.5
-    radius = np.sqrt(-2.0 * np.log(uniform * 2.0**-32)) * std
-    turn = (words & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2.0 * np.pi * 2.0**-32)
-    rows = np.empty((stop - start, 2 * num_pairs), dtype=np.float32)
-    rows[:, 0::2] = radius * np.cos(turn)
-    rows[:, 1::2] = radius * np.sin(turn)
-    return rows[:, :dim]
-
-
 class ClassTable:
-    """Weight and optimiser rows of classes [start, stop), on one device.
+    """Weight and optimiser rows of classes [start, stop).
 
     Args:
         num_classes: Classes over all ranks.
         dim: Embedding dimension D.
         local: (start, stop) class ids of this rank.
-        dtype: Row dtype, float32 or float64.
-        device: Where the rows live.
-        seed: Key of the initial rows.
-        init_std: Their standard deviation.
+        dtype: Row dtype: float32, float64 or bfloat16 (then with stochastic rounding).
+        device: Where kernels run.
+        seed: Key of the initial rows and of rounding.
+        init_std: Standard deviation of the initial rows.
         rule: The row-wise optimiser.
         untouched: "frozen" or "lazy".
         num_centres: K, rows of a class.
+        storage: "device", "host" or "mapped" (row_store.py).
+        directory: Where a mapped table's files lie, and the rank that names them.
 
     Attributes:
-        weight: [num_rows, D] rows as of the step in `row_step`; those of a class follow each other.
-        states: The rule's buffers, each [num_rows, D].
-        row_step: int64 [num_rows]. Frozen: updates this row has had. Lazy: the step it is current to.
+        work_dtype: In which rows move: the row dtype, or float32 for bfloat16 rows.
         num_steps: Steps taken so far.
+        version: Counts what moved rows: a forward's record is of one version.
     """
 
     def __init__(
@@ -90,22 +82,68 @@ class ClassTable:
         rule: RowRule,
         untouched: str,
         num_centres: int = 1,
+        storage: str = "device",
+        directory: tuple[Path, int] | None = None,
     ) -> None:
         self.num_classes, self.dim, self.num_centres = num_classes, dim, num_centres
         self.start, self.stop = local
+        self.dtype, self.device, self.storage = dtype, device, storage
         self.rule, self.lazy = rule, untouched == "lazy"
-        self.weight = torch.empty(self.num_rows, dim, dtype=dtype, device=device)
-        offset = self.start * num_centres
-        for first in range(0, self.num_rows, INIT_CHUNK_ROWS):
-            last = min(first + INIT_CHUNK_ROWS, self.num_rows)
-            rows = initial_rows(offset + first, offset + last, dim, seed, init_std)
-            self.weight[first:last] = torch.from_numpy(rows)
-        self.states = [torch.zeros_like(self.weight) for _ in rule.buffers]
-        self.row_step = torch.zeros(self.num_rows, dtype=torch.int64, device=device)
+        self._seed, self._init_std = seed, init_std
+        self.work_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+        self.store = self._open_store(directory)
+        self._traffic = None if self.store.resident else RowTraffic(self.store, dtype)
+        self._held: Held | None = None
         self.num_steps = 0
-        self.version = 0  # counts what moved rows: a forward's record is of one version
+        self.version = 0
         self._hyper_log: list[list[float]] = []
         self._history = StepHistory(1 + len(rule.buffers))
+
+    def _open_store(self, directory: tuple[Path, int] | None) -> DenseStore | MappedStore:
+        offset, num_states = self.start * self.num_centres, len(self.rule.buffers)
+        numbers = (self.num_rows, self.dim, num_states, self.dtype, self.device)
+
+        def initial_range(first: int, last: int) -> np.ndarray:
+            return initial_rows(offset + first, offset + last, self.dim, self._seed, self._init_std)
+
+        def initial_of(index: np.ndarray) -> np.ndarray:
+            return initial_rows_of(index + offset, self.dim, self._seed, self._init_std)
+
+        if self.storage == "mapped":
+            assert directory is not None
+            return MappedStore(*directory, *numbers, initial_of)
+        on_host = self.storage == "host"
+        return DenseStore(*numbers, initial_range, INIT_CHUNK_ROWS, on_host=on_host)
+
+    @property
+    def resident(self) -> bool:
+        """Whether the rows lie beside the kernels."""
+        return self.store.resident
+
+    @property
+    def dense(self) -> DenseStore:
+        """The rows as tensors on the device.
+
+        Raises:
+            TypeError: they are stored elsewhere.
+        """
+        if not isinstance(self.store, DenseStore) or not self.store.resident:
+            raise TypeError(f"the class rows are stored on {self.storage!r}, not on the device")
+        return self.store
+
+    @property
+    def weight(self) -> Tensor:
+        """[num_rows, D] rows as of the step in `row_step`; those of a class follow each other."""
+        return self.dense.weight
+
+    @property
+    def row_step(self) -> Tensor:
+        """int64 [num_rows]. Frozen: updates this row has had. Lazy: the step it is current to."""
+        return self.dense.row_step
+
+    def empty(self, *shape: int) -> Tensor:
+        """Zeros of the rows' dtype on the device."""
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     @property
     def num_local(self) -> int:
@@ -124,18 +162,78 @@ class ClassTable:
         centres = torch.arange(self.num_centres, device=classes.device)
         return (classes[:, None] * self.num_centres + centres).reshape(-1)
 
-    def current_rows(self, index: Tensor | None) -> Tensor:
+    # -- reading ---------------------------------------------------------------------------------
+
+    def current_rows(self, where: Tensor | slice | None) -> Tensor:
         """Rows as of now: [n, D]. All of them as a view where none lags behind, else a copy.
 
         Args:
-            index: int64 [n] local rows, or None for all.
+            where: int64 [n] local rows, a slice, or None for all.
         """
-        if index is None and not self._lagging(self.row_step):
-            return self.weight
-        if index is not None and not self._lagging(self.row_step[index]):
-            return self.weight[index]
-        rows, _ = self._gather(index)
-        return rows
+        if self._traffic is not None:
+            where = slice(None) if where is None else where
+            return self._from_elsewhere(where).to(self.dtype)
+        weight, row_step = self.weight, self.row_step
+        if where is None:
+            if not self._lagging(row_step):
+                return weight
+            where = slice(None)
+        if not self._lagging(take(row_step, where)):
+            return take(weight, where)
+        parts = [take(part, where).to(self.work_dtype) for part in (weight, *self.dense.states)]
+        return self._catch_up(parts, row_step[where])[0].to(self.dtype)
+
+    def hold(self, rows: Tensor) -> None:
+        """Keep these rows (int64 [n], ascending) at hand until the next update; stored rows only."""
+        if self._traffic is not None:
+            self._held = Held(rows, *self._now(rows))
+
+    def read_ahead(self, rows: Tensor) -> None:
+        """Begin to read the rows that the next `hold` will ask for; stored rows only."""
+        if self._traffic is not None:
+            self._traffic.ahead(rows)
+
+    def taken_ahead(self) -> int:
+        """Rows that were read ahead and used since this was last asked."""
+        return 0 if self._traffic is None else self._traffic.taken_ahead()
+
+    def _from_elsewhere(self, where: Tensor | slice) -> Tensor:
+        held = self._held
+        if held is not None and isinstance(where, Tensor):
+            if torch.equal(where, held.index):
+                return held.parts[0]
+            place = place_of(where, held.index)
+            if bool((place >= 0).all()):
+                return held.parts[0].index_select(0, place)
+        return self._now(where)[0][0]
+
+    def _now(self, where: Tensor | slice) -> tuple[Parts, Tensor]:
+        """Rows and states as of now, in the work dtype, and the steps they are stored with."""
+        assert self._traffic is not None
+        parts, row_step = self._traffic.read(where)
+        parts = [part.to(self.work_dtype) for part in parts]
+        if self._lagging(row_step):
+            parts = self._catch_up(parts, row_step)
+        return parts, row_step
+
+    def _lagging(self, row_step: Tensor) -> bool:
+        return self.lazy and bool((row_step < self.num_steps).any())
+
+    def _catch_up(self, parts: Parts, row_step: Tensor) -> Parts:
+        """(row, *states) after the steps each row missed, all with zero gradient."""
+        starts, inverse = np.unique(row_step.cpu().numpy(), return_inverse=True)
+        products = self._history.since(starts)
+        out = []
+        for i in range(len(parts)):
+            moved = torch.zeros_like(parts[i])
+            for j, part in enumerate(parts):
+                if np.any(products[:, i, j]):
+                    factor = torch.from_numpy(products[inverse, i, j]).to(part)
+                    moved.addcmul_(part, factor[:, None])
+            out.append(moved)
+        return out
+
+    # -- moving ----------------------------------------------------------------------------------
 
     def update(
         self,
@@ -157,71 +255,55 @@ class ClassTable:
         """
         hyper = self.rule.numbers(group)
         num_rows = self.num_rows if index is None else index.numel()
-        in_place = index is None and not self._lagging(self.row_step)
-        step, squares = self._next_step(index), norms.to(self.weight).square()[:, None]
-        size = block_size(self.dim, self.weight.dtype, self.weight.device)
-        scratch = self.weight.new_empty(min(size, num_rows), self.dim)
+        window, step = self._window(index)
+        squares = norms.to(self.work_dtype).square()[:, None]
+        size = block_size(self.dim, self.work_dtype, self.device)
+        scratch = torch.empty(
+            min(size, num_rows), self.dim, dtype=self.work_dtype, device=self.device
+        )
         for first in range(0, num_rows, size):
             last = min(first + size, num_rows)
             tile = gradient(first, last, scratch[: last - first])
             for low in range(first, last, MOVE_ROWS):
                 high = min(low + MOVE_ROWS, last)
-                where = slice(low, high) if index is None else index[low:high]
                 part = tile[low - first : high - first]
-                rows, states = self._open(where, in_place=in_place)
+                rows, *states = window.open(low, high)
                 project(part, rows, squares[low:high])
                 self.rule.update(rows, states, part, hyper, step[low:high])
-                if not in_place:
-                    self._store(where, rows, states)
-        self.row_step[slice(None) if index is None else index] = step
+                window.put(low, high, [rows, *states])
+        window.close(step)
         self.end_step()
         if self.lazy:
             self._log(hyper)
 
-    def _next_step(self, index: Tensor | None) -> Tensor:
-        """`row_step` of the rows after this update: int64 [n]."""
-        step = (self.row_step if index is None else self.row_step[index]) + 1
+    def _window(self, index: Tensor | None) -> tuple[Window, Tensor]:
+        """The rows to be moved, and their row steps after it: int64 [n]."""
+        rounded = self._rounding(index)
+        if self._traffic is None:
+            row_step = self.row_step if index is None else self.row_step[index]
+            catch_up = self._catch_up if self._lagging(row_step) else None
+            window = ResidentWindow(self.dense, index, self.work_dtype, catch_up, rounded)
+            return window, self._next_step(row_step)
+        assert index is not None  # stored rows go with sampled candidates
+        held, self._held = self._held, None
+        if held is None or not torch.equal(held.index, index):
+            held = Held(index, *self._now(index))
+        window = HeldWindow(self._traffic, index, held.parts, rounded)
+        return window, self._next_step(held.row_step)
+
+    def _next_step(self, row_step: Tensor) -> Tensor:
+        """`row_step` of rows after this update: int64 [n]."""
+        step = row_step + 1
         return step.fill_(self.num_steps + 1) if self.lazy else step
 
-    def _open(self, where: slice | Tensor, *, in_place: bool) -> tuple[Tensor, list[Tensor]]:
-        """Rows and states to be moved: views where nothing lags, else copies, caught up."""
-        if in_place:
-            return self.weight[where], [state[where] for state in self.states]
-        return self._gather(where)
-
-    def _store(self, where: slice | Tensor, rows: Tensor, states: list[Tensor]) -> None:
-        self.weight[where] = rows
-        for state, moved in zip(self.states, states, strict=True):
-            state[where] = moved
-
-    def _lagging(self, row_step: Tensor) -> bool:
-        return self.lazy and bool((row_step < self.num_steps).any())
-
-    def _gather(self, where: slice | Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """Copies of rows and states, caught up to now where the table is lazy."""
-        if where is None:
-            where = slice(None)
-        parts = [part[where] for part in (self.weight, *self.states)]
-        row_step = self.row_step[where]
-        if self._lagging(row_step):
-            parts = self._catch_up(parts, row_step)
-        elif isinstance(where, slice):
-            parts = [part.clone() for part in parts]
-        return parts[0], parts[1:]
-
-    def _catch_up(self, parts: list[Tensor], row_step: Tensor) -> list[Tensor]:
-        """(row, *states) after the steps each row missed, all with zero gradient."""
-        starts, inverse = np.unique(row_step.cpu().numpy(), return_inverse=True)
-        products = self._history.since(starts)
-        out = []
-        for i in range(len(parts)):
-            moved = torch.zeros_like(parts[i])
-            for j, part in enumerate(parts):
-                if np.any(products[:, i, j]):
-                    factor = torch.from_numpy(products[inverse, i, j]).to(part)
-                    moved.addcmul_(part, factor[:, None])
-            out.append(moved)
-        return out
+    def _rounding(self, index: Tensor | None) -> Round:
+        """How moved rows enter the store."""
+        if self.dtype != torch.bfloat16:
+            return nearest
+        rows = torch.arange(self.num_rows, device=self.device) if index is None else index
+        ids = rows + self.start * self.num_centres
+        num_parts = 1 + len(self.rule.buffers)
+        return StochasticRounding(self._seed, self.num_steps, ids, self.dim, num_parts)
 
     def _log(self, hyper: Mapping[str, float]) -> None:
         self._hyper_log.append([float(hyper[name]) for name in self.rule.hyper])
@@ -229,31 +311,100 @@ class ClassTable:
 
     def move(self, index: Tensor, rows: Tensor) -> None:
         """One step of rows that follow something else than a gradient: they become `rows` [n, D]."""
-        self.weight[index] = rows
+        self.weight[index] = self._rounding(index)(0, 0, index.numel(), rows)
         self.row_step[index] += 1
 
     def end_step(self) -> None:
-        """Count a step whose rows `move` has moved."""
+        """Count a step whose rows `update` or `move` has moved."""
         self.num_steps += 1
         self.version += 1
 
     def set_rows(self, index: Tensor, rows: Tensor, *, row_step: int = 0) -> None:
         """Overwrite local rows [n, D]; their optimiser state starts afresh, at `row_step` where frozen."""
-        rows = rows.to(self.weight)
+        rows = rows.to(self.device, self.dtype)
         self.version += 1
-        self.weight[index] = rows
-        for state in self.states:
-            state[index] = 0
-        self.row_step[index] = self.num_steps if self.lazy else row_step
+        states = [torch.zeros_like(rows) for _ in self.rule.buffers]
+        step = torch.full_like(index, self.num_steps if self.lazy else row_step)
+        self._write(index, [rows, *states], step)
+
+    def _write(self, index: Tensor, parts: Parts, row_step: Tensor) -> None:
+        self._held = None
+        if self._traffic is None:
+            self.store.write(index, parts, row_step)
+        else:
+            self._traffic.behind(index, parts, row_step)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """What goes by row: the weight, the rule's buffers, the row's step."""
+        return ["weight", *self.rule.buffers, "row_step"]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that goes by class: the live tensors, [num_local, ...], or [num_local, K, ...]."""
-        named = dict(zip(self.rule.buffers, self.states, strict=True))
-        tensors = {"weight": self.weight, **named, "row_step": self.row_step}
+        """Everything that goes by class: the live tensors, [num_local, ...], or [num_local, K, ...].
+
+        Raises:
+            TypeError: the table is mapped; it has `existing` instead.
+        """
+        self.settle()
+        if not isinstance(self.store, DenseStore):
+            raise TypeError("a mapped table has no tensors of all rows")
+        live = (self.store.weight, *self.store.states, self.store.row_step)
+        tensors = dict(zip(self.names, live, strict=True))
         if self.num_centres == 1:
             return tensors
         shape = (self.num_local, self.num_centres)
         return {name: tensor.view(*shape, *tensor.shape[1:]) for name, tensor in tensors.items()}
+
+    def settle(self) -> None:
+        """Wait until all rows are where they are stored."""
+        if self._traffic is not None:
+            self._traffic.settle()
+
+    def existing(self) -> dict[str, Tensor]:
+        """Of a mapped table, copies of the rows that exist: `ids` int64 [n] over all ranks, and the names."""
+        self.settle()
+        assert isinstance(self.store, MappedStore)
+        index = self.store.existing(0, self.num_rows)
+        parts, row_step = self.store.read(index)
+        tensors = dict(zip(self.names, (*parts, row_step), strict=True))
+        return {"ids": index + self.start * self.num_centres, **tensors}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Become a table of which only the rows `ids` were ever written: as `existing` gave, of any ranks."""
+        self.settle()
+        self._held = None
+        first = self.start * self.num_centres
+        mine = (tensors["ids"] >= first) & (tensors["ids"] < first + self.num_rows)
+        self._start_afresh()
+        index = (tensors["ids"][mine] - first).to(self.device)
+        parts = [tensors[name][mine].to(self.device) for name in self.names]
+        self._write(index, parts[:-1], parts[-1])
+
+    def overwrite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take rows of all local classes by name, shaped as `tensors` has them."""
+        self.settle()
+        self._held = None
+        if not self.num_rows:
+            return
+        flat = [tensors[name].reshape(self.num_rows, -1) for name in self.names]
+        for low in range(0, self.num_rows, INIT_CHUNK_ROWS):
+            high = min(low + INIT_CHUNK_ROWS, self.num_rows)
+            parts = [tensor[low:high] for tensor in flat]
+            self.store.write(slice(low, high), parts[:-1], parts[-1][:, 0])
+
+    def _start_afresh(self) -> None:
+        """Initial rows, no state, step 0."""
+        if isinstance(self.store, MappedStore):
+            self.store.clear()
+            return
+        for low in range(0, self.num_rows, INIT_CHUNK_ROWS):
+            high, offset = min(low + INIT_CHUNK_ROWS, self.num_rows), self.start * self.num_centres
+            rows = initial_rows(offset + low, offset + high, self.dim, self._seed, self._init_std)
+            self.store.weight[low:high] = torch.from_numpy(rows)
+        for tensor in (*self.store.states, self.store.row_step):
+            tensor.zero_()
 
     def progress(self) -> dict[str, Tensor]:
         """What all ranks share: `num_steps` int64 [], `step_log` float64 [steps, k] (lazy tables)."""
@@ -281,10 +432,22 @@ class ClassTable:
         """
         self.check_progress(num_steps, step_log)
         self.version += 1
-        self.num_steps = int(num_steps)
+        self.num_steps, self._held = int(num_steps), None
         self._hyper_log, self._history = [], StepHistory(1 + len(self.rule.buffers))
         for values in step_log.tolist() if self.lazy else []:
             self._log(dict(zip(self.rule.hyper, values, strict=True)))
+
+
+@dataclass(frozen=True)
+class Held:
+    """Stored rows at hand for one step, as of now."""
+
+    index: Tensor
+    """int64 [n] local rows, ascending."""
+    parts: Parts
+    """In the work dtype."""
+    row_step: Tensor
+    """int64 [n] as stored: before catching up."""
 
 
 def is_direction(rows: Tensor) -> Tensor:

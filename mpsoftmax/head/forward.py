@@ -103,6 +103,8 @@ def run(parts: Parts, batch: GlobalBatch, *, num_draws: int, training: Room | No
     labels = parts.merged.canonical(batch.labels)
     own = local_classes(parts.table, labels)
     index = draw(parts, own, num_draws)
+    if not parts.table.resident:
+        parts.table.hold(needed_rows(parts.table, own, index))
     targets = find_targets(parts, batch, own)
     cosine = torch.zeros_like(targets.cosine)
     if parts.needs_target:
@@ -147,6 +149,23 @@ def draw(parts: Parts, own: Tensor, num_draws: int) -> Tensor | None:
     return None if drawn is None else torch.from_numpy(drawn).to(own.device)
 
 
+def needed_rows(table: ClassTable, own: Tensor, index: Tensor | None) -> Tensor:
+    """Local rows, ascending, that a step reads and may move: its candidates' and the samples' own."""
+    classes = torch.unique(own[own >= 0])
+    if index is not None:
+        classes = torch.unique(torch.cat([index, classes]))
+    rows = table.rows_of(classes)
+    assert rows is not None
+    return rows
+
+
+def read_ahead(parts: Parts, labels: Tensor, *, num_draws: int) -> None:
+    """Begin to read what `run` will need for a batch of these labels int64 [n] of all ranks."""
+    own = local_classes(parts.table, parts.merged.canonical(labels))
+    index = draw(parts, own, num_draws)
+    parts.table.read_ahead(needed_rows(parts.table, own, index))
+
+
 def choose(parts: Parts, batch: GlobalBatch, num_draws: int) -> Tensor | None:
     """The samples that meet their negatives, the same on all ranks; None: all."""
     # No rank in the key, and five numbers, unlike the keys of `draw`.
@@ -159,7 +178,7 @@ def find_targets(parts: Parts, batch: GlobalBatch, own: Tensor) -> Targets:
     """Own rows and cosines. A class centre without samples before is the mean of this batch's."""
     table, unit = parts.table, batch.unit.to(batch.norm.dtype)
     shape = (own.numel(), table.num_centres, table.dim)
-    rows = table.weight.new_zeros(shape)
+    rows = table.empty(*shape)
     owned = own >= 0
     rows[owned] = table.current_rows(table.rows_of(own[owned])).view(-1, *shape[1:])
     if isinstance(parts.weights, ClassCentres):

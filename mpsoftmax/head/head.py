@@ -11,9 +11,12 @@ One step (docs/architecture.md), with B valid samples of all ranks:
     class gradients, fused with the update   in step()            class_table.py, row_optim.py
 """
 
+import tempfile
+import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -42,13 +45,14 @@ from mpsoftmax.head.negatives import Negatives
 from mpsoftmax.head.objectives import Objective
 from mpsoftmax.head.optimizer import Optimizer
 from mpsoftmax.head.row_optim import RowRule
+from mpsoftmax.head.row_store import STORAGES
 from mpsoftmax.head.running_state import RunningState
-from mpsoftmax.head.table_state import load_table_state, table_state
+from mpsoftmax.head.table_state import load_table_state, table_names, table_state
 from mpsoftmax.head.weights import ClassCentres, Weights
 from mpsoftmax.kernels.select import select
 
 COMPUTE_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-ROW_DTYPES = (torch.float64, torch.float32)
+ROW_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
 class ModelParallelSoftmax(nn.Module):
@@ -61,7 +65,8 @@ class ModelParallelSoftmax(nn.Module):
         embedding_dim: D.
         num_classes: Classes over all ranks; rank r owns those of `local_range`.
         objective: An Objective, or the name of one with its default margins.
-        candidates: "all", or Uniform(rate), DSoftmaxK(rate), DSoftmaxB(rate): who takes part in a step.
+        candidates: "all", or Uniform(rate), UniformBlocks(rate), DSoftmaxK(rate), DSoftmaxB(rate): who takes
+            part in a step.
         negatives: "all", or NoiseFilter(threshold): what look-alikes of other classes do.
         baskets: Baskets(sizes, rule) where the classes come from several data sets with labels of their own.
         weights: "learned", SubCentres(num), or ClassCentres(...): what a class's rows are.
@@ -69,11 +74,16 @@ class ModelParallelSoftmax(nn.Module):
         untouched: What happens to rows outside the candidates: "frozen" stay as they are, "lazy" are caught
             up exactly as if every step had moved them with a zero gradient.
         compute_dtype: dtype of the matrix products: float64, float32 or bfloat16. Sums are float32 or wider.
-        row_dtype: dtype of rows and optimiser rows: float32 or float64.
+        row_dtype: dtype of rows and optimiser rows: float32, float64, or bfloat16, rounded stochastically.
         kernel: "auto", "blocked" or "reference".
         e_budget_bytes: Bytes of exponentials kept between forward and step(); past it they are recomputed.
         batch_capacity: Largest local batch. With it a step has three collectives; without it a fourth
             exchanges the sizes.
+        storage: Where rows and optimiser rows live: "device"; "host", in (pinned) host memory; or "mapped",
+            in a sparse file that holds touched rows only. The last two need sampled candidates and learned
+            rows; `prefetch` reads the next step's rows beside the backbone.
+        storage_dir: Folder of the mapped file, one of its own for each run; None: a temporary one. The file
+            is scratch and removed at the end.
         init_std: Standard deviation of the initial rows.
         device: Where the rows live; default CPU.
         seed: Key of initial rows and candidate draws.
@@ -101,6 +111,8 @@ class ModelParallelSoftmax(nn.Module):
         kernel: str = "auto",
         e_budget_bytes: int = 2**30,
         batch_capacity: int | None = None,
+        storage: str = "device",
+        storage_dir: str | Path | None = None,
         init_std: float = 0.01,
         device: torch.device | str | None = None,
         seed: int = 0,
@@ -110,6 +122,7 @@ class ModelParallelSoftmax(nn.Module):
         check_choice("untouched", untouched, UNTOUCHED)
         check_choice("compute_dtype", compute_dtype, COMPUTE_DTYPES)
         check_choice("row_dtype", row_dtype, ROW_DTYPES)
+        check_choice("storage", storage, STORAGES)
         check_whole("embedding_dim", embedding_dim, 1)
         check_whole("num_classes", num_classes, 1)
         check_whole("e_budget_bytes", e_budget_bytes, 0)
@@ -121,6 +134,7 @@ class ModelParallelSoftmax(nn.Module):
         described = Description.of(
             objective, candidates, negatives, baskets, weights, optimizer, untouched, num_classes
         )
+        described.check_storage(storage)
         self.embedding_dim, self.num_classes = embedding_dim, num_classes
         self.objective, self.candidates = described.objective, described.candidates
         self.negatives, self.baskets = described.negatives, described.baskets
@@ -128,7 +142,7 @@ class ModelParallelSoftmax(nn.Module):
         self.compute_dtype, self.e_budget_bytes, self.seed = compute_dtype, e_budget_bytes, seed
         self.comm = Comm(process_group)
         numbers = (embedding_dim, num_classes, compute_dtype, e_budget_bytes, seed, kernel)
-        self._agree(described, *numbers, untouched, row_dtype, batch_capacity, init_std)
+        self._agree(described, *numbers, untouched, row_dtype, batch_capacity, init_std, storage)
         self.local_range = local_range(num_classes, self.comm.world, self.comm.rank)
         where = torch.device("cpu" if device is None else device)
         self._exchange = Exchange(
@@ -145,6 +159,8 @@ class ModelParallelSoftmax(nn.Module):
             rule=self.row_rule,
             untouched=untouched,
             num_centres=self.weights.num_centres,
+            storage=storage,
+            directory=self._storage_folder(storage, storage_dir),
         )
         self._kernel = select(kernel)
         self.merged_classes = MergedClasses(where)
@@ -165,7 +181,7 @@ class ModelParallelSoftmax(nn.Module):
             seed=seed,
         )
         self.optimizer = Optimizer(
-            self._table.weight,
+            self._table.weight if storage == "device" else self._table.empty(0, embedding_dim),
             self.row_rule.defaults(),
             self.apply_contributions,
             self.drop_contributions,
@@ -175,6 +191,20 @@ class ModelParallelSoftmax(nn.Module):
         self._last: forward_pass.Taken | None = None
         self._num_draws = 0  # training forwards since the last step: each draws its own candidates
         self.last_stats: dict[str, Tensor] = {}
+
+    def _storage_folder(self, storage: str, given: str | Path | None) -> tuple[Path, int] | None:
+        """Folder of a mapped table and the rank that names its files."""
+        if storage != "mapped":
+            if given is not None:
+                raise ValueError(
+                    f"storage_dir: {str(given)!r} with storage {storage!r}; allowed: None"
+                )
+            return None
+        if given is None:
+            temporary = tempfile.TemporaryDirectory(prefix="mpsoftmax-rows-")
+            weakref.finalize(self, temporary.cleanup)
+            given = temporary.name
+        return Path(given), self.comm.rank
 
     def _make_miner(self, device: torch.device) -> Miner | None:
         if self.baskets is None:
@@ -219,6 +249,29 @@ class ModelParallelSoftmax(nn.Module):
             arguments = (features, anchor, labels, self._record, self._backward)
             return HeadFunction.apply(*arguments)  # type: ignore[return-value]
 
+    @torch.no_grad()
+    def prefetch(self, labels: Tensor) -> None:
+        """Begin to read the rows that the next forward needs, beside the backbone. Collective.
+
+        For storage "host" and "mapped"; nothing happens otherwise. One all-gather of the labels (two without
+        `batch_capacity`). Where the next forward's labels turn out to be others, its rows are read then.
+
+        Args:
+            labels: int64 [b]: those that the next forward will be given.
+        """
+        if self._table.resident:
+            return
+        capacity = self._exchange.capacity
+        labels = labels.reshape(-1).to(self._table.device, torch.int64)
+        if capacity is None:
+            everyone = self.comm.all_gather_rows(labels)
+        else:
+            padded = torch.full((capacity,), -1, dtype=torch.int64, device=labels.device)
+            padded[: labels.numel()] = labels[:capacity]
+            everyone = self.comm.all_gather(padded).reshape(-1)
+        usable = everyone[(everyone >= 0) & (everyone < self.num_classes)]  # forward refuses others
+        forward_pass.read_ahead(self._parts, usable, num_draws=self._num_draws)
+
     def _evaluate(self, features: Tensor, labels: Tensor) -> Tensor:
         """The loss alone."""
         _, batch = self._exchange.gather(features, labels)
@@ -239,6 +292,8 @@ class ModelParallelSoftmax(nn.Module):
         derivatives, swept = found.derivatives, found.swept
         candidates = torch.tensor(swept.problem.num_classes)
         self.last_stats = {**derivatives.statistics, "candidates": candidates}
+        if not self._table.resident:
+            self.last_stats["rows_ahead"] = torch.tensor(self._table.taken_ahead())
         self._last = found.taken
         contribution = Contribution(
             index=self._table.rows_of(found.taken.index),
@@ -324,7 +379,8 @@ class ModelParallelSoftmax(nn.Module):
         )
         batch = class_sums(features, torch.cat([part.targets.own for part in parts]))
         seen = table.row_step[batch.classes] > 0
-        moved = moved_centres(rule, table.weight[batch.classes], seen, batch)
+        centres = table.weight[batch.classes].to(table.work_dtype)
+        moved = moved_centres(rule, centres, seen, batch)
         usable = is_direction(moved)  # elsewhere the old centre stays, or the class unseen
         table.move(batch.classes[usable], moved[usable])
         table.end_step()
@@ -334,7 +390,7 @@ class ModelParallelSoftmax(nn.Module):
     def candidate_ids(self) -> Tensor:
         """int64 [n]: global ids of this rank's classes that were negatives in the last forward, ascending."""
         start, stop = self.local_range
-        ids = torch.arange(start, stop, device=self._table.weight.device)
+        ids = torch.arange(start, stop, device=self._table.device)
         if self._last is None:
             return ids
         if self._last.index is not None:
@@ -358,7 +414,7 @@ class ModelParallelSoftmax(nn.Module):
         ids = self.merged_classes.canonical(self._checked_ids(ids))
         mine, local = self._owned(ids)
         shape = (ids.numel(), self._table.num_centres, self.embedding_dim)
-        rows = self._table.weight.new_zeros(shape)
+        rows = self._table.empty(*shape)
         rows[mine] = self._table.current_rows(self._table.rows_of(local)).view(-1, *shape[1:])
         rows = rows if self._table.num_centres > 1 else rows[:, 0]
         return self.comm.all_reduce_sum(rows.contiguous())
@@ -383,7 +439,7 @@ class ModelParallelSoftmax(nn.Module):
         mine, local = self._owned(ids)
         index = self._table.rows_of(local)
         assert index is not None
-        own = rows.to(self._table.weight.device)[mine].reshape(-1, self.embedding_dim)
+        own = rows.to(self._table.device)[mine].reshape(-1, self.embedding_dim)
         self._table.set_rows(index, own, row_step=0 if self.weights.learned else 1)
 
     def _refuse_between(self, what: str) -> None:
@@ -419,7 +475,7 @@ class ModelParallelSoftmax(nn.Module):
         if not listed:
             return
         before = torch.unique(self.merged_classes.canonical(named))
-        rows, seen = self.class_rows(before), self._seen(before)
+        rows, seen = self.class_rows(before).to(self._table.work_dtype), self._seen(before)
         self.merged_classes.set(joined)
         after, place = torch.unique(self.merged_classes.canonical(before), return_inverse=True)
         shared, known = shared_rows(rows, seen, place, torch.searchsorted(before, after))
@@ -471,7 +527,8 @@ class ModelParallelSoftmax(nn.Module):
         )
         raw = isinstance(self.weights, ClassCentres) and self.weights.features == "raw"
         merged = None if by_label else self.merged_classes
-        return ClassMeans(exchange, self.local_range, self._table.weight, raw=raw, merged=merged)
+        like = torch.empty(0, dtype=self._table.work_dtype, device=self._table.device)
+        return ClassMeans(exchange, self.local_range, like, raw=raw, merged=merged)
 
     @torch.no_grad()
     def set_centres(self, means: ClassMeans) -> None:
@@ -499,14 +556,14 @@ class ModelParallelSoftmax(nn.Module):
             Class ids int64 [m]; angle in radians between centre and (nearest) row [m]; samples int64 [m].
         """
         classes, centres = means.means()
-        rows = self._table.current_rows(self._table.rows_of(classes))
+        rows = self._table.current_rows(self._table.rows_of(classes)).to(centres.dtype)
         rows = rows.view(-1, self._table.num_centres, self.embedding_dim)
         cosine = nn.functional.cosine_similarity(rows, centres[:, None], dim=2).amax(1)
         angle = torch.arccos(cosine.clamp(-1.0, 1.0))
         return classes + self.local_range[0], angle, means.counts[classes]
 
     def _checked_ids(self, ids: Tensor) -> Tensor:
-        ids = torch.as_tensor(ids, device=self._table.weight.device).reshape(-1).to(torch.int64)
+        ids = torch.as_tensor(ids, device=self._table.device).reshape(-1).to(torch.int64)
         bad = (ids < 0) | (ids >= self.num_classes)
         if bool(bad.any()):
             raise ValueError(f"ids: {int(ids[bad][0])}; allowed: 0 <= id < {self.num_classes}")
@@ -534,10 +591,15 @@ class ModelParallelSoftmax(nn.Module):
 
     # -- state ---------------------------------------------------------------------------------
 
+    @property
+    def row_names(self) -> list[str]:
+        """Names in the state_dict of what goes by class: weight, optimiser rows, steps."""
+        return self._table.names
+
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        tensors = table_state(self._table, self.comm)
+        tensors = table_state(self._table, self.comm)  # what goes by class, and what ranks share
         tensors |= {"objective_state": self._running.tensor(), "merged": self.merged_classes.pairs}
         for name, tensor in tensors.items():
             destination[prefix + name] = tensor
@@ -552,12 +614,12 @@ class ModelParallelSoftmax(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        names = [*self._table.tensors(), *self._table.progress(), "objective_state", "merged"]
         own = {
             key.removeprefix(prefix): value
             for key, value in state_dict.items()
             if key.startswith(prefix)
         }
+        names = [*table_names(self._table, own), "objective_state", "merged"]
         missing_keys.extend(prefix + name for name in names if name not in own)
         unexpected_keys.extend(prefix + name for name in own if name not in names)
         if not set(names) <= set(own):
@@ -573,7 +635,7 @@ class ModelParallelSoftmax(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Refuse .to(), .half(), ...: rows do not move; device and dtypes are arguments."""
-        probe = self._table.weight[:0]
+        probe = self._table.empty(0)
         moved = fn(probe)
         if moved.device != probe.device or moved.dtype != probe.dtype:
             raise RuntimeError(

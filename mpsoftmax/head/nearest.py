@@ -21,9 +21,9 @@ def nearest_classes(
     local, batch = exchange.gather(features, labels)
     best, where = torch.full_like(batch.norm, -torch.inf), torch.zeros_like(batch.labels)
     unit, k = batch.unit.to(batch.norm.dtype), table.num_centres
-    rows = table.current_rows(None)
     for first in range(0, table.num_local, BLOCK_CLASSES):
-        block = rows[first * k : (first + BLOCK_CLASSES) * k].to(unit.dtype)
+        last = min(first + BLOCK_CLASSES, table.num_local)
+        block = table.current_rows(slice(first * k, last * k)).to(unit.dtype)
         cosine = unit @ nn.functional.normalize(block, dim=1).T
         cosine = cosine.unflatten(1, (-1, k)).amax(2)
         if absent is not None:

@@ -1,24 +1,42 @@
 """The class table into and out of a state_dict.
 
-Row tensors are DTensors `Shard(0)` where a process group exists, so torch.distributed.checkpoint reads them
-at any world size; without one they are plain tensors of all classes, which load at any world size too.
+Of rows in memory, tensors of all classes: DTensors `Shard(0)` where a process group exists, so
+torch.distributed.checkpoint reads them at any world size; without one they are plain tensors, which load at
+any world size too. Of a mapped table, only rows that exist, as `touched.RANK.NAME`: plain tensors, of which
+each rank has its own; a state that holds those of all ranks whose classes overlap loads at any world size and
+into any storage.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mpsoftmax.comm import Comm, local_rows
 from mpsoftmax.head.class_table import ClassTable
 
+TOUCHED = "touched."
+
 
 def table_state(table: ClassTable, comm: Comm) -> dict[str, Tensor]:
-    """Rows, optimiser rows, per-row steps (sharing memory with the table), and the step count."""
-    rows = {
-        name: comm.shard_rows(tensor, table.num_classes) for name, tensor in table.tensors().items()
-    }
+    """Rows, optimiser rows, per-row steps, and the step count; dense ones share memory with the table."""
+    if table.storage == "mapped":
+        existing = table.existing()
+        rows = {f"{TOUCHED}{comm.rank}.{name}": tensor for name, tensor in existing.items()}
+    else:
+        rows = {
+            name: comm.shard_rows(tensor, table.num_classes)
+            for name, tensor in table.tensors().items()
+        }
     return {**rows, **table.progress()}
+
+
+def table_names(table: ClassTable, saved: Iterable[str]) -> list[str]:
+    """The names that a saved state must have: those of all rows, or of the ranks that wrote touched ones."""
+    ranks = sorted({name.split(".")[1] for name in saved if name.startswith(TOUCHED)})
+    names = [f"{TOUCHED}{rank}.{name}" for rank in ranks for name in ("ids", *table.names)]
+    return [*(names or table.names), *table.progress()]
 
 
 def load_table_state(table: ClassTable, state: Mapping[str, Any]) -> None:
@@ -27,13 +45,32 @@ def load_table_state(table: ClassTable, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: another number of classes, a shard of another world size, or another `untouched`.
     """
-    parts = {name: local_part(table, name, state[name]) for name in table.tensors()}
     progress = {name: state[name] for name in table.progress()}
     table.check_progress(**progress)
     # Nothing is overwritten before everything fits.
-    for name, tensor in table.tensors().items():
-        tensor.copy_(parts[name])
+    if any(name.startswith(TOUCHED) for name in state):
+        table.restore(touched_rows(table, state))
+    else:
+        parts = {name: local_part(table, name, state[name]) for name in table.names}
+        table.overwrite(parts)
     table.set_progress(**progress)
+
+
+def touched_rows(table: ClassTable, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Existing rows of all saved ranks in `state`, one after the other."""
+    ranks = sorted({name.split(".")[1] for name in state if name.startswith(TOUCHED)})
+    found = {}
+    for name in ("ids", *table.names):
+        found[name] = torch.cat([state[f"{TOUCHED}{rank}.{name}"] for rank in ranks])
+        width = found[name].shape[1:]
+        if width not in ((), (table.dim,)) or len(found[name]) != len(found["ids"]):
+            raise ValueError(
+                f"head.{name}: shape {tuple(found[name].shape)}; allowed: [{len(found['ids'])}, {table.dim}]"
+            )
+    ids, num = found["ids"], table.num_classes * table.num_centres
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= num):
+        raise ValueError(f"head.touched: row {int(ids.max())}; allowed: 0 <= row < {num}")
+    return found
 
 
 def local_part(table: ClassTable, name: str, tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The head's own parts are built in parts.py, images and their order in datasets.p
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,7 +137,9 @@ def build_head(
             **parts,
             untouched=head.untouched,
             compute_dtype=getattr(torch, head.compute_dtype),
-            row_dtype=torch.float64 if head.compute_dtype == "float64" else torch.float32,
+            row_dtype=getattr(torch, head.row_dtype or widest(head.compute_dtype)),
+            storage=head.storage,
+            storage_dir=storage_folder(config),
             kernel=head.kernel,
             e_budget_bytes=head.e_budget_bytes,
             batch_capacity=capacity,
@@ -146,6 +149,18 @@ def build_head(
         )
     except ValueError as error:
         raise ValueError(f"head: {error}") from error
+
+
+def widest(compute_dtype: str) -> str:
+    """The row dtype where none is given."""
+    return "float64" if compute_dtype == "float64" else "float32"
+
+
+def storage_folder(config: Config) -> str | None:
+    """Where a mapped table's file lies; None where there is none."""
+    if config.head.storage != "mapped":
+        return config.head.storage_dir
+    return config.head.storage_dir or str(Path(config.run.dir) / "rows")
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

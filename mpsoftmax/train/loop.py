@@ -260,6 +260,7 @@ class Trainer:
         images = to_float(batch.images.to(self.device, non_blocking=True))
         images = images.to(memory_format=self.memory_format)
         labels = batch.labels.to(self.device, non_blocking=True)
+        self.head.prefetch(labels)  # rows stored elsewhere are read beside the backbone
         # Gradients are reduced once a step, with the last micro-batch.
         local = isinstance(net, torch.nn.parallel.DistributedDataParallel) and not last
         with net.no_sync() if local else contextlib.nullcontext():  # type: ignore[operator]

@@ -1,6 +1,6 @@
 """One run's tensors by name: backbone, optimiser, head, random generators; into and out of checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mpsoftmax.comm import Comm, is_sharded
+from mpsoftmax.head.class_table import local_range
 from mpsoftmax.head.head import ModelParallelSoftmax
+from mpsoftmax.head.table_state import TOUCHED
 from mpsoftmax.train.checkpoint import (
+    TensorStorageMetadata,
     empty_like_stored,
     read_state,
     read_tensors,
@@ -31,7 +34,7 @@ def run_state(
     """
     tensors = random_state(comm)
     for name, value in head.state_dict().items():
-        if is_sharded(value) or comm.rank == 0:
+        if is_sharded(value) or name.startswith(TOUCHED) or comm.rank == 0:
             tensors[HEAD + name] = value
     if comm.rank == 0:
         tensors.update({BACKBONE + name: value for name, value in net.state_dict().items()})
@@ -79,18 +82,59 @@ def load_run_state(
         mine = name.startswith(RNG) and name.endswith(f".{comm.rank}")
         if name.startswith(OPTIMIZER) or mine:
             wanted[name] = empty_like_stored(stored[name])
-    live = head.state_dict()
-    for name, value in live.items():
+    parts = head_parts(stored, head, comm, state["world"])
+    for name, value in parts.items():
         saved = stored.get(HEAD + name)
         if name not in GROWING:
             wanted[HEAD + name] = value
         elif saved is not None:  # checkpoints of 0.1.0 hold no merged classes
             wanted[HEAD + name] = empty_like_stored(saved)
     read_tensors(path, wanted)
-    head.load_state_dict({name: wanted.get(HEAD + name, value) for name, value in live.items()})
+    head.load_state_dict({name: wanted.get(HEAD + name, value) for name, value in parts.items()})
     load_optimizer(optimizer, net, wanted)
     load_random_state(wanted, comm)
     return state
+
+
+def head_parts(
+    stored: Mapping[str, TensorStorageMetadata],
+    head: ModelParallelSoftmax,
+    comm: Comm,
+    saved_world: int,
+) -> dict[str, Tensor]:
+    """The head's tensors to be filled from a checkpoint, whichever storage either side has."""
+    live = {
+        name: value for name, value in head.state_dict().items() if not name.startswith(TOUCHED)
+    }
+    start, stop = head.local_range
+    touched = touched_names(stored, head.num_classes, (start, stop), saved_world)
+    if touched:
+        rows = {name: empty_like_stored(stored[HEAD + name]) for name in touched}
+        return {**rows, **{name: live[name] for name in live if name not in head.row_names}}
+    for name in head.row_names:
+        saved = stored.get(HEAD + name)
+        if name not in live and saved is not None:  # saved from memory, wanted in a file
+            local = torch.empty(stop - start, *saved.size[1:], dtype=saved.properties.dtype)
+            live[name] = comm.shard_rows(local, head.num_classes)
+    return live
+
+
+def touched_names(
+    stored: Iterable[str], num_classes: int, local: tuple[int, int], saved_world: int
+) -> list[str]:
+    """Parts of a mapped table that hold classes of `local`: those of saved ranks whose ranges overlap."""
+    names = [name.removeprefix(HEAD) for name in stored if name.startswith(HEAD + TOUCHED)]
+    by_rank: dict[int, list[str]] = {}
+    for name in names:
+        by_rank.setdefault(int(name.split(".")[1]), []).append(name)
+    found = []
+    for rank, parts in by_rank.items():
+        first, last = local_range(num_classes, saved_world, rank)
+        if first < local[1] and local[0] < last:
+            found += parts
+    return found or next(
+        iter(by_rank.values()), []
+    )  # a rank without classes takes none of its rows
 
 
 def check_optimizer(

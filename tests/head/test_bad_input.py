@@ -68,7 +68,7 @@ def test_every_rank_raises_and_recovers(ranks, world, kind, parts):
         ({"objective": "arcfase"}, "objective: 'arcfase'.*normface, cosface"),
         (
             {"candidates": "some"},
-            "candidates: 'some'; allowed: all, uniform, dsoftmax_k, dsoftmax_b",
+            "candidates: 'some'; allowed: all, uniform, uniform_blocks, dsoftmax_k",
         ),
         ({"negatives": "filter"}, "negatives: 'filter'; allowed: all, noise_filter"),
         (

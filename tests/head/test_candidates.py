@@ -5,7 +5,12 @@ import pytest
 import torch
 
 import mpsoftmax as mp
-from mpsoftmax.head.candidates import All, Uniform, sample_without_replacement
+from mpsoftmax.head.candidates import (
+    All,
+    Uniform,
+    UniformBlocks,
+    sample_without_replacement,
+)
 
 NONE = np.empty(0, dtype=np.int64)
 
@@ -85,12 +90,57 @@ def test_cost_is_that_of_the_sample():
     tracemalloc.stop()
     assert drawn.size == 100
     assert peak < 100_000
+    tracemalloc.start()
+    drawn = UniformBlocks(1e-6, 10).draw(10**8, positives, (0, 0, 0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 90 <= drawn.size <= 110
+    assert peak < 100_000
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("num_local", [1, 10, 997])
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_blocks(rate, num_local, size):
+    """Sorted, unique, in range, every positive kept, whole blocks but for the ends."""
+    sizes = []
+    for step in range(20):
+        stream = np.random.default_rng(step)
+        positives = np.unique(stream.integers(0, num_local, size=stream.integers(0, 12)))
+        drawn = UniformBlocks(rate, size).draw(num_local, positives, (0, 0, step))
+        assert np.all(np.diff(drawn) > 0)
+        assert drawn.size == 0 or (drawn[0] >= 0 and drawn[-1] < num_local)
+        assert np.isin(positives, drawn).all()
+        others = np.setdiff1d(drawn, positives)
+        runs = np.split(drawn, np.flatnonzero(np.diff(drawn) > 1) + 1)
+        with_others = [run for run in runs if np.isin(run, others).any()]
+        for run in with_others:
+            whole = run[-1] - run[0] + 1 >= size
+            assert whole or run[0] == 0 or run[-1] == num_local - 1
+        sizes.append(drawn.size)
+    assert abs(np.mean(sizes) - max(rate * num_local, 0)) <= 1.5 * size + 12
+
+
+def test_blocks_are_uniform():
+    """Every class is as likely as any other, at the ends too; neighbours come together."""
+    counts = np.zeros(50)
+    together = 0
+    for step in range(6000):
+        drawn = UniformBlocks(0.2, 5).draw(50, NONE, (1, 0, step))
+        counts[drawn] += 1
+        together += np.isin([20, 21], drawn).all()
+    within(counts, 6000, counts.mean() / 6000)
+    assert together > 0.7 * counts[20]
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
 def test_bad_rate(rate):
     with pytest.raises(ValueError, match=r"Uniform\.rate: .*allowed: 0 .* to 1"):
         Uniform(rate)
+    with pytest.raises(ValueError, match=r"UniformBlocks\.rate: .*allowed: 0 .* to 1"):
+        UniformBlocks(rate)
+    with pytest.raises(ValueError, match=r"UniformBlocks\.size: 0; allowed"):
+        UniformBlocks(0.1, 0)
 
 
 def candidates_of(steps):

@@ -25,6 +25,7 @@ RULES = st.one_of(
 CANDIDATES = st.one_of(
     st.just(("all",)),
     st.tuples(st.just("uniform"), st.sampled_from([0.0, 0.4])),
+    st.tuples(st.just("uniform_blocks"), st.sampled_from([0.0, 0.4]), st.sampled_from([1, 3])),
     st.tuples(
         st.just("dsoftmax_k"),
         st.sampled_from([0.05, 0.5]),
@@ -76,7 +77,7 @@ def refusals(case):
     margins = any(margin is not None for margin in case.margins)
     rule = case.rule or ()
     rules = {*rule[:1], *(rule[2][:1] if rule[:1] == ("hardest",) else ())}
-    classes_are_sampled = case.candidates[0] in ("uniform", "dsoftmax_k")
+    classes_are_sampled = case.candidates[0] in ("uniform", "uniform_blocks", "dsoftmax_k")
     re_weights = objective in ("mvsoftmax", "curricularface", "npcface")
     reasons = [
         (

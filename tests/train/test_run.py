@@ -27,6 +27,12 @@ from mpsoftmax.config import load
 from mpsoftmax.train.checkpoint import Checkpoints
 from mpsoftmax.train.loop import Trainer
 
+MAPPED = (
+    "head.candidates={kind: uniform, rate: 0.5}",
+    "head.untouched=lazy",
+    "head.storage=mapped",
+)
+
 
 @pytest.mark.parametrize(
     "overrides",
@@ -35,8 +41,9 @@ from mpsoftmax.train.loop import Trainer
         ("head.candidates={kind: uniform, rate: 0.5}", "head.untouched=lazy"),
         ("backbone.options.norm=batch", "backbone.options.dropout=0.3", "data.order=classes"),
         ("train.optimizer={kind: adamw, lr: 0.01}", "head.optimizer=adamw", "train.accumulation=2"),
+        (*MAPPED, "head.row_dtype=bfloat16", "head.compute_dtype=bfloat16"),
     ],
-    ids=["plain", "sampled-lazy", "batchnorm-dropout", "adamw-accumulation"],
+    ids=["plain", "sampled-lazy", "batchnorm-dropout", "adamw-accumulation", "mapped-bfloat16"],
 )
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_resuming_is_bit_identical(ranks, tmp_path, overrides, world):
@@ -91,6 +98,32 @@ def test_rows_momentum_and_order_at_another_world_size(ranks, tmp_path):
         assert sorted(p for _, _, positions in results for p in positions) == whole[2]
     assert whole[1]["momentum"].abs().sum() > 0
     assert whole[2] == list(range(3 * 12, 10 * 12))
+
+
+def rows_at_loading(folder: Path, storage: str):
+    """All class rows, as a run of this storage finds them in the checkpoint."""
+    overrides = (*SAMPLED, f"head.storage={storage}")
+    trainer = Trainer(settings(folder, *overrides), Comm())
+    rows = trainer.head.class_rows(torch.arange(trainer.head.num_classes))
+    trainer.log.close()
+    return rows
+
+
+@pytest.mark.parametrize("storage", ["device", "mapped"])
+def test_another_storage_and_world_size(ranks, tmp_path, storage):
+    every = (*SAMPLED, f"head.storage={storage}")
+    ranks.run(train, 3, folder=tmp_path, overrides=every, stop_after=4)
+    rows = ranks.run(rows_at_loading, 3, folder=tmp_path, storage=storage)[0]
+    for world, other in ((2, "device"), (4, "mapped"), (1, "host")):
+        for loaded in ranks.run(rows_at_loading, world, folder=tmp_path, storage=other):
+            assert torch.equal(loaded, rows), (world, other)
+    # Whatever storage a run goes on with, it takes the same steps.
+    for other in ("device", "mapped"):
+        folder = tmp_path.with_name(tmp_path.name + other)
+        shutil.copytree(tmp_path, folder, symlinks=True)
+        ranks.run(train, 3, folder=folder, overrides=(*SAMPLED, f"head.storage={other}"))
+    assert losses(tmp_path.with_name(tmp_path.name + "device")) == losses(folder)
+    assert len(losses(folder)) == 10
 
 
 def test_accumulation_equals_one_batch(ranks, tmp_path):
