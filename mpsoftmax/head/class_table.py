@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpsoftmax.head.history import StepHistory
+from mpsoftmax.head.history import CatchUp, StepHistory
 from mpsoftmax.head.initial_rows import INIT_CHUNK_ROWS, initial_rows, initial_rows_of
 from mpsoftmax.head.rounding import StochasticRounding
 from mpsoftmax.head.row_optim import RowRule
@@ -178,10 +178,16 @@ class ClassTable:
             if not self._lagging(row_step):
                 return weight
             where = slice(None)
-        if not self._lagging(take(row_step, where)):
+        row_step = take(row_step, where)
+        if not self._lagging(row_step):
             return take(weight, where)
-        parts = [take(part, where).to(self.work_dtype) for part in (weight, *self.dense.states)]
-        return self._catch_up(parts, row_step[where])[0].to(self.dtype)
+        catch_up = CatchUp(self._history, row_step, self.work_dtype)
+        rows = self.empty(row_step.numel(), self.dim)
+        everything = ResidentWindow(self.dense, where, self.work_dtype)
+        for low in range(0, len(rows), MOVE_ROWS):
+            high = min(low + MOVE_ROWS, len(rows))
+            rows[low:high] = catch_up(0, everything.stored(low, high), low, high)
+        return rows
 
     def hold(self, rows: Tensor) -> None:
         """Keep these rows (int64 [n], ascending) at hand until the next update; stored rows only."""
@@ -213,25 +219,12 @@ class ClassTable:
         parts, row_step = self._traffic.read(where)
         parts = [part.to(self.work_dtype) for part in parts]
         if self._lagging(row_step):
-            parts = self._catch_up(parts, row_step)
+            catch_up = CatchUp(self._history, row_step, self.work_dtype)
+            parts = [catch_up(part, parts, 0, len(parts[0])) for part in range(len(parts))]
         return parts, row_step
 
     def _lagging(self, row_step: Tensor) -> bool:
         return self.lazy and bool((row_step < self.num_steps).any())
-
-    def _catch_up(self, parts: Parts, row_step: Tensor) -> Parts:
-        """(row, *states) after the steps each row missed, all with zero gradient."""
-        starts, inverse = np.unique(row_step.cpu().numpy(), return_inverse=True)
-        products = self._history.since(starts)
-        out = []
-        for i in range(len(parts)):
-            moved = torch.zeros_like(parts[i])
-            for j, part in enumerate(parts):
-                if np.any(products[:, i, j]):
-                    factor = torch.from_numpy(products[inverse, i, j]).to(part)
-                    moved.addcmul_(part, factor[:, None])
-            out.append(moved)
-        return out
 
     # -- moving ----------------------------------------------------------------------------------
 
@@ -281,8 +274,11 @@ class ClassTable:
         rounded = self._rounding(index)
         if self._traffic is None:
             row_step = self.row_step if index is None else self.row_step[index]
-            catch_up = self._catch_up if self._lagging(row_step) else None
-            window = ResidentWindow(self.dense, index, self.work_dtype, catch_up, rounded)
+            catch_up = None
+            if self._lagging(row_step):
+                catch_up = CatchUp(self._history, row_step, self.work_dtype)
+            where = slice(None) if index is None else index
+            window = ResidentWindow(self.dense, where, self.work_dtype, catch_up, rounded)
             return window, self._next_step(row_step)
         assert index is not None  # stored rows go with sampled candidates
         held, self._held = self._held, None

@@ -7,6 +7,30 @@ multiplications of contractions occur, so the error stays at rounding after any 
 """
 
 import numpy as np
+import torch
+from torch import Tensor
+
+
+class GrowingArray:
+    """Append-only array of [k, k] float64; doubles when full."""
+
+    def __init__(self, size: int) -> None:
+        self._room = np.empty((4, size, size))
+        self._num = 0
+
+    def __len__(self) -> int:
+        return self._num
+
+    def append(self, matrix: np.ndarray) -> None:
+        """Add one."""
+        if self._num == len(self._room):
+            self._room = np.concatenate([self._room, np.empty_like(self._room)])
+        self._room[self._num] = matrix
+        self._num += 1
+
+    def __getitem__(self, place: int | np.ndarray) -> np.ndarray:
+        """[k, k], or [n, k, k]."""
+        return self._room[place]
 
 
 class StepHistory:
@@ -14,7 +38,7 @@ class StepHistory:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._levels: list[list[np.ndarray]] = [[]]
+        self._levels = [GrowingArray(size)]
 
     def __len__(self) -> int:
         return len(self._levels[0])
@@ -24,11 +48,12 @@ class StepHistory:
         level, product = 0, matrix
         while True:
             if level == len(self._levels):
-                self._levels.append([])
-            self._levels[level].append(product)
-            if len(self._levels[level]) % 2:
+                self._levels.append(GrowingArray(self._size))
+            runs = self._levels[level]
+            runs.append(product)
+            if len(runs) % 2:
                 return
-            product = self._levels[level][-1] @ self._levels[level][-2]
+            product = runs[len(runs) - 1] @ runs[len(runs) - 2]
             level += 1
 
     def since(self, start: np.ndarray) -> np.ndarray:
@@ -52,7 +77,39 @@ class StepHistory:
             fits &= (position % (2 * run) != 0) | (position + 2 * run > last)
             if not fits.any():
                 continue
-            factors = np.stack([self._levels[level][p] for p in position[fits] // run])
-            product[fits] = factors @ product[fits]
+            product[fits] = self._levels[level][position[fits] // run] @ product[fits]
             position[fits] += run
         return product
+
+
+class CatchUp:
+    """The steps that some rows missed, as one small matrix a row.
+
+    Args:
+        history: All steps so far.
+        row_step: int64 [n]: the step each row is current to.
+        dtype: Of the rows to be moved.
+    """
+
+    def __init__(self, history: StepHistory, row_step: Tensor, dtype: torch.dtype) -> None:
+        starts, inverse = np.unique(row_step.cpu().numpy(), return_inverse=True)
+        products = history.since(starts)
+        self._used: np.ndarray = np.any(products, axis=0)  # moments of AdamW do not enter the row
+        factors = torch.from_numpy(products).to(row_step.device, dtype)
+        self._factors = factors[torch.from_numpy(inverse).to(row_step.device)]
+
+    def __call__(self, out: int, parts: list[Tensor], low: int, high: int) -> Tensor:
+        """Part `out` (0: the row, then its states) of rows low..high-1 as of now: [n, D].
+
+        Args:
+            out: Which part.
+            parts: [row, *states] of these rows as stored, each [high - low, D]; not changed.
+            low: First row.
+            high: One past the last row.
+        """
+        moved = None
+        for other, part in enumerate(parts):
+            if self._used[out, other]:
+                factor = self._factors[low:high, out, other, None]
+                moved = part * factor if moved is None else moved.addcmul_(part, factor)
+        return torch.zeros_like(parts[out]) if moved is None else moved

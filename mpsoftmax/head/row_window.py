@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mpsoftmax.head.history import CatchUp
 from mpsoftmax.head.row_store import DenseStore, RowStore, Where, take
 
 Parts = list[Tensor]
@@ -18,9 +19,6 @@ Parts = list[Tensor]
 
 Round = Callable[[int, int, int, Tensor], Tensor]
 """(part, low, high, wide) -> the tile in the store's dtype."""
-
-CatchUp = Callable[[Parts, Tensor], Parts]
-"""(parts, row steps) -> the parts as of now."""
 
 
 def nearest(part: int, low: int, high: int, wide: Tensor) -> Tensor:
@@ -49,7 +47,7 @@ class ResidentWindow:
 
     Args:
         store: The rows.
-        index: int64 [n] local rows; None: all.
+        where: Which of them.
         dtype: Work dtype.
         catch_up: Applied to what lags behind; None: nothing does.
         rounded: Work dtype to store dtype.
@@ -58,41 +56,46 @@ class ResidentWindow:
     def __init__(
         self,
         store: DenseStore,
-        index: Tensor | None,
+        where: Where,
         dtype: torch.dtype,
-        catch_up: CatchUp | None,
-        rounded: Round,
+        catch_up: CatchUp | None = None,
+        rounded: Round = nearest,
     ) -> None:
-        self._store, self._index, self._dtype = store, index, dtype
+        self._store, self._rows, self._dtype = store, where, dtype
+        self._tensors = [store.weight, *store.states]
         self._catch_up, self._round = catch_up, rounded
-        self._in_place = index is None and catch_up is None and store.weight.dtype == dtype
+        views = isinstance(where, slice) and store.weight.dtype == dtype
+        self._in_place = views and catch_up is None
 
     def _where(self, low: int, high: int) -> Where:
-        return slice(low, high) if self._index is None else self._index[low:high]
+        if isinstance(self._rows, Tensor):
+            return self._rows[low:high]
+        start = self._rows.start or 0
+        return slice(start + low, start + high)
+
+    def stored(self, low: int, high: int) -> Parts:
+        """Rows low..high-1 as they are stored, in the work dtype; views where possible."""
+        where = self._where(low, high)
+        return [take(tensor, where).to(self._dtype) for tensor in self._tensors]
 
     def open(self, low: int, high: int) -> Parts:
         """See Window."""
-        where, tensors = self._where(low, high), (self._store.weight, *self._store.states)
-        if self._in_place:
-            return [take(tensor, where) for tensor in tensors]
-        parts = [take(tensor, where).to(self._dtype) for tensor in tensors]
-        if self._catch_up is not None:
-            return self._catch_up(parts, self._store.row_step[where])
-        if isinstance(where, slice) and self._store.weight.dtype == self._dtype:
-            return [part.clone() for part in parts]
-        return parts
+        parts = self.stored(low, high)
+        if self._catch_up is None:
+            return parts
+        return [self._catch_up(part, parts, low, high) for part in range(len(parts))]
 
     def put(self, low: int, high: int, parts: Parts) -> None:
         """See Window."""
         if self._in_place:
             return
         where = self._where(low, high)
-        for number, tensor in enumerate((self._store.weight, *self._store.states)):
+        for number, tensor in enumerate(self._tensors):
             tensor[where] = self._round(number, low, high, parts[number])
 
     def close(self, row_step: Tensor) -> None:
         """See Window."""
-        self._store.row_step[slice(None) if self._index is None else self._index] = row_step
+        self._store.row_step[self._rows] = row_step
 
 
 class HeldWindow:
