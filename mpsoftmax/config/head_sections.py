@@ -68,7 +68,7 @@ class HeadConfig:
     """dtype of class rows and their optimiser rows, bfloat16 with stochastic rounding; null: float32, or
     float64 where the products are."""
     storage: Literal["device", "host", "mapped"] = "device"
-    """Where class rows live: on the device; in host memory; in a sparse file of touched rows. The last two
+    """Where class rows live: on the device; in host memory; in a mapped file of touched rows. The last two
     need sampled candidates."""
     storage_dir: str | None = None
     """Folder of the mapped file, which is scratch; null: RUN/rows."""

@@ -362,7 +362,7 @@ class ClassTable:
         """Of a mapped table, copies of the rows that exist: `ids` int64 [n] over all ranks, and the names."""
         self.settle()
         assert isinstance(self.store, MappedStore)
-        index = self.store.existing(0, self.num_rows)
+        index = self.store.existing()
         parts, row_step = self.store.read(index)
         tensors = dict(zip(self.names, (*parts, row_step), strict=True))
         return {"ids": index + self.start * self.num_centres, **tensors}

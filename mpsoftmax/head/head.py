@@ -80,7 +80,7 @@ class ModelParallelSoftmax(nn.Module):
         batch_capacity: Largest local batch. With it a step has three collectives; without it a fourth
             exchanges the sizes.
         storage: Where rows and optimiser rows live: "device"; "host", in (pinned) host memory; or "mapped",
-            in a sparse file that holds touched rows only. The last two need sampled candidates and learned
+            in a mapped file that holds touched rows only. The last two need sampled candidates and learned
             rows; `prefetch` reads the next step's rows beside the backbone.
         storage_dir: Folder of the mapped file, one of its own for each run; None: a temporary one. The file
             is scratch and removed at the end.

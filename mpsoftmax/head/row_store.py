@@ -1,9 +1,9 @@
-"""Where class rows live: on the device, in host memory, or in a sparse file.
+"""Where class rows live: on the device, in host memory, or in a file.
 
     device   tensors beside the kernels; a step works on them in place
     host     tensors in (pinned) host memory; a step copies the rows it samples to the device and back
-    mapped   a memory-mapped file; a row that was never written takes no disk and is made anew from
-             its class id
+    mapped   a memory-mapped file of the rows that were ever written; the others are made anew from their
+             class ids
 
 A store knows rows, states and steps; how they move is the class table's business (class_table.py), when they
 are read ahead and written behind that of `Window` (row_window.py).
@@ -135,16 +135,19 @@ def remove(descriptor: int, path: Path) -> None:
 
 
 class MappedStore:
-    """Rows in a sparse, memory-mapped file: only rows that were written exist.
+    """Rows in a memory-mapped file: only rows that were written exist.
 
-    Two files: `rows-RANK.bin`, for every row its weight and states side by side in the row dtype, and
-    `steps-RANK.bin`, int32: 0 where the row does not exist, else its step + 1. They are scratch: the
-    checkpoint is the truth, what an earlier process left is overwritten, and they are removed at the end.
+    `rows-RANK.bin` holds weight and states of a row side by side in the row dtype, rows in the order in which
+    they were first written: the file is full where it is written and takes no disk behind that. (Rows at the
+    place of their class id would take a page each, and a file of as many extents is slow to remove.) Memory
+    holds four bytes for every row, its place in the file, and four for each that exists, its step. The file
+    is scratch: the checkpoint is the truth, what an earlier process left is overwritten, and it is removed
+    at the end.
 
     Args:
-        directory: Where the files lie; created.
-        rank: Names the files.
-        num_rows: Rows of this rank.
+        directory: Where the file lies; created.
+        rank: Names the file.
+        num_rows: Rows of this rank, fewer than 2^31.
         dim: D.
         num_states: Optimiser buffers.
         dtype: Of rows and states.
@@ -152,7 +155,7 @@ class MappedStore:
         initial: Local rows int64 [n], ascending, -> float32 [n, D]: rows that do not exist yet.
 
     Raises:
-        ValueError: the files are in use by another run.
+        ValueError: the file is in use by another run.
         OSError: writing would leave less than DISK_RESERVE_BYTES on the disk.
     """
 
@@ -170,34 +173,24 @@ class MappedStore:
         initial: Callable[[np.ndarray], np.ndarray],
     ) -> None:
         self._device, self._initial, self._dim = device, initial, dim
-        self._num_parts = 1 + num_states
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        self._descriptors: list[int] = []
-        width = self._num_parts * dim
+        width = (1 + num_states) * dim
         self._row_bytes = width * dtype.itemsize
-        records = self._map(directory / f"rows-{rank}.bin", num_rows * width, dtype)
-        self._records = records.view(num_rows, width)
-        self._marks = self._map(directory / f"steps-{rank}.bin", num_rows, torch.int32)
+        self._places = torch.zeros(num_rows, dtype=torch.int32)  # place + 1; 0: does not exist
+        self._steps = torch.zeros(0, dtype=torch.int32)
+        self._num = 0
+        self._descriptor = open_removed_at_the_end(self, directory / f"rows-{rank}.bin")
+        self._records = self._mapped(dtype).view(num_rows, width)
 
-    def _map(self, path: Path, size: int, dtype: torch.dtype) -> Tensor:
-        """A sparse file of `size` zeros as a tensor; removed when this store goes."""
-        descriptor = open_alone(path)
-        if descriptor is None:
-            gc.collect()  # a head of this process that nobody holds any more frees its files now
-            descriptor = open_alone(path)
-        if descriptor is None:
-            raise ValueError(
-                f"storage_dir: {path} is in use by another run; allowed: a folder of its own for every run"
-            )
-        weakref.finalize(self, remove, descriptor, path)
-        self._descriptors.append(descriptor)
-        os.ftruncate(descriptor, 0)
-        num_bytes = size * dtype.itemsize
+    def _mapped(self, dtype: torch.dtype) -> Tensor:
+        """The file, of the size of all rows, as a tensor of zeros."""
+        os.ftruncate(self._descriptor, 0)
+        num_bytes = self._places.numel() * self._row_bytes
         if not num_bytes:
             return torch.empty(0, dtype=dtype)
-        os.ftruncate(descriptor, num_bytes)
-        mapping = mmap.mmap(descriptor, num_bytes)
+        os.ftruncate(self._descriptor, num_bytes)
+        mapping = mmap.mmap(self._descriptor, num_bytes)
         with contextlib.suppress(OSError):  # a hint: some file systems refuse it
             mapping.madvise(mmap.MADV_RANDOM)
         return torch.frombuffer(mapping, dtype=dtype)
@@ -205,53 +198,92 @@ class MappedStore:
     def read(self, where: Where) -> tuple[list[Tensor], Tensor]:
         """See RowStore. Rows that do not exist are made, not written."""
         index = self._listed(where)
-        records, marks = self._records.index_select(0, index), self._marks[index]
+        places = self._places[index].to(torch.int64) - 1
+        records = self._records.new_zeros(index.numel(), self._records.shape[1])
+        row_step = torch.zeros_like(index)
+        exist = torch.nonzero(places >= 0)[:, 0]
+        if exist.numel() == index.numel():
+            torch.index_select(self._records, 0, places, out=records)
+        else:
+            records[exist] = self._records.index_select(0, places[exist])
+        row_step[exist] = self._steps[places[exist]].to(torch.int64)
         # Contiguous: torch's fused optimisers do not look at strides.
         parts = [part.contiguous() for part in records.split(self._dim, dim=1)]
-        fresh = torch.nonzero(marks == 0)[:, 0]
+        fresh = torch.nonzero(places < 0)[:, 0]
         if fresh.numel():
             wanted, inverse = torch.unique(index[fresh], return_inverse=True)
             rows = torch.from_numpy(self._initial(wanted.numpy()))
             parts[0][fresh] = rows.to(records.dtype)[inverse]
-        row_step = (marks - 1).clamp_min_(0).to(torch.int64)
         return [part.to(self._device) for part in parts], row_step.to(self._device)
 
     def write(self, where: Where, parts: list[Tensor], row_step: Tensor) -> None:
         """See RowStore."""
         index = self._listed(where)
-        self._check_space(index)
+        self._make_room(index[self._places[index] == 0])
+        places = self._places[index].to(torch.int64) - 1
         home = [part.to("cpu", self._records.dtype) for part in parts]
-        self._records.index_copy_(0, index, torch.cat(home, dim=1))
-        self._marks[index] = (row_step.cpu() + 1).to(torch.int32)
+        self._records.index_copy_(0, places, torch.cat(home, dim=1))
+        self._steps[places] = row_step.cpu().to(torch.int32)
 
-    def _check_space(self, index: Tensor) -> None:
+    def _make_room(self, new: Tensor) -> None:
+        """Places behind the last one for rows int64 [n] that do not exist yet."""
+        num = new.numel()
+        if not num:
+            return
+        self._check_space(num)
+        last = self._num + num
+        if last > self._steps.numel():
+            larger = torch.zeros(min(2 * last, self._places.numel()), dtype=torch.int32)
+            larger[: self._num] = self._steps[: self._num]
+            self._steps = larger
+        self._places[new] = torch.arange(self._num + 1, last + 1, dtype=torch.int32)
+        self._num = last
+
+    def _check_space(self, num_new: int) -> None:
         """Raise before the disk is full: the kernel would end the process instead."""
-        num_new = int((self._marks[index] == 0).sum())
-        page = mmap.PAGESIZE
-        needed = num_new * (-(-self._row_bytes // page) + 1) * page + DISK_RESERVE_BYTES
+        needed = num_new * self._row_bytes + mmap.PAGESIZE + DISK_RESERVE_BYTES
         disk = os.statvfs(self._directory)
-        if num_new and disk.f_bavail * disk.f_frsize < needed:
+        if disk.f_bavail * disk.f_frsize < needed:
             raise OSError(
                 errno.ENOSPC,
                 f"storage_dir: {num_new} new class rows need up to {needed >> 20} MiB with the reserve, "
                 f"{self._directory} has {disk.f_bavail * disk.f_frsize >> 20} MiB",
             )
 
-    def existing(self, first: int, last: int) -> Tensor:
-        """Sorted local rows of [first, last) that exist: int64."""
-        return torch.nonzero(self._marks[first:last])[:, 0] + first
+    def existing(self) -> Tensor:
+        """Local rows that exist, ascending: int64."""
+        return torch.nonzero(self._places)[:, 0]
 
     def clear(self) -> None:
         """Forget every row: all are initial again, and the disk is given back."""
-        for descriptor, tensor in zip(self._descriptors, (self._records, self._marks), strict=True):
-            os.ftruncate(descriptor, 0)
-            os.ftruncate(descriptor, tensor.numel() * tensor.element_size())
+        self._places.zero_()
+        self._num = 0
+        os.ftruncate(self._descriptor, 0)
+        os.ftruncate(self._descriptor, self._records.numel() * self._records.element_size())
 
     def disk_bytes(self) -> int:
-        """Bytes that the files take on the disk."""
-        return sum(os.fstat(descriptor).st_blocks * 512 for descriptor in self._descriptors)
+        """Bytes that the file takes on the disk."""
+        return os.fstat(self._descriptor).st_blocks * 512
 
     def _listed(self, where: Where) -> Tensor:
         if isinstance(where, slice):
-            return torch.arange(*where.indices(self._marks.numel()))
+            return torch.arange(*where.indices(self._places.numel()))
         return where.cpu()
+
+
+def open_removed_at_the_end(owner: object, path: Path) -> int:
+    """Descriptor of a file of its own, which is removed when `owner` goes.
+
+    Raises:
+        ValueError: another run has it.
+    """
+    descriptor = open_alone(path)
+    if descriptor is None:
+        gc.collect()  # a head of this process that nobody holds any more frees its file now
+        descriptor = open_alone(path)
+    if descriptor is None:
+        raise ValueError(
+            f"storage_dir: {path} is in use by another run; allowed: a folder of its own for every run"
+        )
+    weakref.finalize(owner, remove, descriptor, path)
+    return descriptor
