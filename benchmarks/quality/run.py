@@ -139,7 +139,9 @@ def first_of_each_method(runs: list[Run]) -> list[Run]:
 def wanted(run: Run, arguments: argparse.Namespace) -> bool:
     """Whether the command line asks for this run."""
     of_seeds = arguments.seeds is None or run.seed in arguments.seeds
-    return of_seeds and (arguments.method is None or arguments.method in run.method)
+    of_dataset = arguments.dataset is None or arguments.dataset in run.dataset
+    of_method = arguments.method is None or arguments.method in run.method
+    return of_seeds and of_dataset and of_method
 
 
 def parsed() -> argparse.Namespace:
@@ -149,6 +151,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--stage", choices=claims.STAGES, default=None)
     parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
     parser.add_argument("--method", help="only methods whose name contains this")
+    parser.add_argument("--dataset", help="only data sets whose name contains this")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--hours", type=float, default=24.0, help="start no run after this time")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds a run may take")
