@@ -78,3 +78,5 @@ class HeadConfig:
     """Bytes of exponentials kept between forward and update; the rest is recomputed."""
     init_std: float = 0.01
     """Standard deviation of the initial class rows."""
+    start_from: str | None = None
+    """Run folder or checkpoint of as many classes whose rows this run starts from; null: from scratch."""

@@ -35,6 +35,8 @@ class BackboneConfig:
     """torch.compile the backbone."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of that backbone."""
+    start_from: str | None = None
+    """Run folder or checkpoint whose backbone this run starts from; null: from scratch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,15 +1,15 @@
 """Judging the backbone of a run or of one of its checkpoints on one verification set."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mpsoftmax.comm import Comm
 from mpsoftmax.config import from_tree
 from mpsoftmax.train.build import build_net
-from mpsoftmax.train.checkpoint import Checkpoints, read_state
+from mpsoftmax.train.checkpoint import read_state
 from mpsoftmax.train.evaluation import Evaluator, baseline, glyph_recall, verify_set
 from mpsoftmax.train.inputs import training_device
+from mpsoftmax.train.start import checkpoint_of
 from mpsoftmax.train.state import load_backbone
 
 
@@ -19,23 +19,6 @@ class Judgement:
 
     text: str
     values: dict[str, Any]
-
-
-def checkpoint_of(model: str, comm: Comm) -> Path:
-    """The checkpoint directory meant by a run folder or by itself.
-
-    Raises:
-        ValueError: neither.
-    """
-    path = Path(model)
-    if (path / "state.json").is_file():
-        return path
-    latest = Checkpoints(path / "checkpoints", comm).latest()
-    if latest is None:
-        raise ValueError(
-            f"model: {model}: neither a run folder with checkpoints/latest nor a checkpoint"
-        )
-    return latest
 
 
 def judge(
@@ -60,7 +43,7 @@ def judge(
     Raises:
         ValueError: no such model or data, or a damaged checkpoint.
     """
-    checkpoint = comm.together(lambda: checkpoint_of(model, comm))
+    checkpoint = comm.together(lambda: checkpoint_of("model", model, comm))
     state = comm.together(lambda: read_state(checkpoint))
     config = from_tree(state["config"])
     door, colon, _ = config.backbone.name.partition(":")

@@ -40,6 +40,7 @@ from mpsoftmax.train.identities import Identities
 from mpsoftmax.train.inputs import describe_data, open_in_turn, total_steps, training_device
 from mpsoftmax.train.metrics import Log
 from mpsoftmax.train.schedule import learning_rate_factor
+from mpsoftmax.train.start import start_from
 from mpsoftmax.train.state import load_run_state, run_state
 
 
@@ -91,7 +92,9 @@ class Trainer:
         self.skipped: set[str] = set()
         if resume is not None:
             self._resume(resume)
-        else:
+        started = []
+        if resume is None:
+            started = start_from(config, self.net, self.head, comm)
             merge_listed(config, several, self.head)
         self.loader = Loader(
             images,
@@ -109,7 +112,7 @@ class Trainer:
         comm.together(self.evaluator.open_all)
         self.log = comm.together(self._open_log)
         comm.together(lambda: self.identities.open(self.step))
-        self._describe(resume, images)
+        self._describe(resume, started, images)
 
     def _open_folder(self) -> Path | None:
         """The checkpoint to continue from, the same for all ranks.
@@ -162,7 +165,9 @@ class Trainer:
             os.replace(replacement, self.folder / "config.yaml")
         return Log(self.config, self.folder, self.num_steps, self.step, self.comm.rank)
 
-    def _describe(self, resume: Path | None, images: ImageSet) -> None:
+    def _describe(self, resume: Path | None, started: list[str], images: ImageSet) -> None:
+        for line in started:
+            self.log.say(line)
         if resume is not None:
             self.log.say(f"resuming from {resume} at step {self.step}")
             for change in changed_settings(read_state(resume)["config"], to_tree(self.config)):

@@ -1,0 +1,108 @@
+"""Starting from what another run has learned: its backbone, its class rows, or both.
+
+Unlike resuming, everything else starts afresh: optimisers, schedule, position, order.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mpsoftmax.comm import Comm, local_rows
+from mpsoftmax.config import Config
+from mpsoftmax.head.head import ModelParallelSoftmax
+from mpsoftmax.head.weights import ClassCentres
+from mpsoftmax.train.checkpoint import Checkpoints, read_state, read_tensors, stored_tensors
+from mpsoftmax.train.state import HEAD, head_parts, load_backbone
+
+ROWS_AT_ONCE = 65_536
+
+
+def checkpoint_of(field: str, model: str, comm: Comm) -> Path:
+    """The checkpoint directory meant by a run folder or by itself.
+
+    Raises:
+        ValueError: neither; names the field.
+    """
+    path = Path(model)
+    if (path / "state.json").is_file():
+        return path
+    latest = Checkpoints(path / "checkpoints", comm).latest()
+    if latest is None:
+        raise ValueError(
+            f"{field}: {model}: neither a run folder with checkpoints/latest nor a checkpoint"
+        )
+    return latest
+
+
+def start_from(config: Config, net: nn.Module, head: ModelParallelSoftmax, comm: Comm) -> list[str]:
+    """Take what backbone.start_from and head.start_from name; collective.
+
+    Returns:
+        A line for each, for the log.
+
+    Raises:
+        ValueError: a path holds no checkpoint, or what it holds does not fit; on all ranks.
+    """
+    said = []
+    for field, model in (
+        ("backbone.start_from", config.backbone.start_from),
+        ("head.start_from", config.head.start_from),
+    ):
+        if model is None:
+            continue
+        path = comm.together(lambda f=field, m=model: checkpoint_of(f, m, comm))
+        state = comm.together(lambda p=path: read_state(p))
+        try:
+            if field.startswith("head"):
+                load_class_rows(path, head, comm, state["num_classes"], state["world"])
+            else:
+                load_backbone(path, net)
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from error
+        said.append(f"{field.partition('.')[0]} starts from {path}, step {state['step']}")
+    return said
+
+
+def of_fitting_length(head: ModelParallelSoftmax, rows: Tensor) -> Tensor:
+    """Rows [n, D] ([n, K, D]); of unit length where they become means of unit features.
+
+    Learned rows have lengths of their own, against which a batch's mean would hardly, or alone, count.
+    """
+    weights = head.weights
+    unit = isinstance(weights, ClassCentres) and weights.features == "normalised"
+    return nn.functional.normalize(rows.float(), dim=-1) if unit else rows
+
+
+def load_class_rows(
+    path: Path, head: ModelParallelSoftmax, comm: Comm, num_classes: int, saved_world: int
+) -> None:
+    """The class rows alone from a checkpoint, at any world size; collective.
+
+    Class centres started so count as seen, and get the length of what they average. Of a mapped table, rows that were never touched stay initial.
+
+    Raises:
+        ValueError: it has another number of classes, or rows of another width.
+    """
+    if num_classes != head.num_classes:
+        raise ValueError(
+            f"checkpoint {path} has {num_classes} classes; allowed: {head.num_classes}, as data.train has"
+        )
+    stored = stored_tensors(path)
+    parts = head_parts(stored, head, comm, saved_world)
+    wanted = {
+        HEAD + name: torch.empty_like(value)
+        for name, value in parts.items()
+        if name == "weight" or name.endswith((".weight", ".ids"))
+    }
+    read_tensors(path, wanted)
+    for name in [name for name in wanted if name.endswith("weight")]:
+        rows, num_centres = local_rows(wanted[name]), head.weights.num_centres
+        classes = torch.arange(*head.local_range)
+        ids = wanted.get(name.removesuffix("weight") + "ids")
+        if ids is not None:  # of rows; those of a class follow each other
+            classes = ids[::num_centres] // num_centres
+            rows = rows.view(-1, num_centres, rows.shape[1]).squeeze(1)
+        for low in range(0, len(classes), ROWS_AT_ONCE):
+            some = slice(low, low + ROWS_AT_ONCE)
+            head.load_rows(classes[some], of_fitting_length(head, rows[some]))
