@@ -79,7 +79,8 @@ def load_class_rows(
 ) -> None:
     """The class rows alone from a checkpoint, at any world size; collective.
 
-    Class centres started so count as seen, and get the length of what they average. Of a mapped table, rows that were never touched stay initial.
+    Class centres started so count as seen, and get the length of what they average. Of a mapped table, rows
+    that were never touched stay initial.
 
     Raises:
         ValueError: it has another number of classes, or rows of another width.
