@@ -64,8 +64,9 @@ class HeadConfig:
     """What sampled steps do with rows they leave out."""
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """dtype of the head's matrix products."""
-    kernel: Literal["auto", "blocked", "reference"] = "auto"
-    """Which kernel sweeps the classes."""
+    kernel: Literal["auto", "blocked", "reference", "triton"] = "auto"
+    """Which kernel sweeps the classes: auto, blocked, reference, triton; auto is triton on NVIDIA GPUs
+    where it passes a check, else blocked."""
     e_budget_bytes: int = 2**30
     """Bytes of exponentials kept between forward and update; the rest is recomputed."""
     init_std: float = 0.01
