@@ -16,7 +16,7 @@ value the sweep does not know yet.
 A problem that is not plain (masking.py) takes the same way with a few more passes over a block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -242,6 +242,18 @@ def class_gradient(swept: Swept, weighted: Tensor, start: int, stop: int, out: T
     Returns:
         `out`.
     """
+    return multiply_entries(entries_of, swept, weighted, start, stop, out)
+
+
+def multiply_entries(
+    entries_of: Callable[[Swept, int, int], Tensor],
+    swept: Swept,
+    weighted: Tensor,
+    start: int,
+    stop: int,
+    out: Tensor,
+) -> Tensor:
+    """`class_gradient`, with F from `entries_of`, asked for the kept and the recomputed part apart."""
     num_kept = 0 if swept.kept is None else swept.kept.shape[0]
     middle = min(max(num_kept, start), stop)
     for first, last in ((start, middle), (middle, stop)):

@@ -75,7 +75,7 @@ class ModelParallelSoftmax(nn.Module):
             up exactly as if every step had moved them with a zero gradient.
         compute_dtype: dtype of the matrix products: float64, float32 or bfloat16. Sums are float32 or wider.
         row_dtype: dtype of rows and optimiser rows: float32, float64, or bfloat16, rounded stochastically.
-        kernel: "auto", "blocked" or "reference".
+        kernel: "auto", "blocked", "reference" or "triton" (docs/kernels.md).
         e_budget_bytes: Bytes of exponentials kept between forward and step(); past it they are recomputed.
         batch_capacity: Largest local batch. With it a step has three collectives; without it a fourth
             exchanges the sizes.
@@ -162,7 +162,7 @@ class ModelParallelSoftmax(nn.Module):
             storage=storage,
             directory=self._storage_folder(storage, storage_dir),
         )
-        self._kernel = select(kernel)
+        self._kernel = select(kernel, where)
         self.merged_classes = MergedClasses(where)
         self._running = RunningState(self.objective)
         self.miner = self._make_miner(where)

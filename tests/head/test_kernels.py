@@ -217,5 +217,16 @@ def test_spare_memory_is_used_again():
 def test_select():
     assert select.select("auto") is blocked
     assert select.select("reference") is reference
-    with pytest.raises(ValueError, match=r"kernel: 'fast'.*allowed: auto, blocked, reference"):
+    with pytest.raises(
+        ValueError, match=r"kernel: 'fast'.*allowed: auto, blocked, reference, triton"
+    ):
         select.select("fast")
+
+
+def test_triton_needs_a_gpu():
+    """By name it is refused where it cannot run; `auto` takes blocked there."""
+    with pytest.raises(ValueError, match=r"kernel: 'triton' needs .*; allowed here: auto, blocked"):
+        select.select("triton")
+    with pytest.raises(ValueError, match=r"kernel: 'triton' needs "):
+        select.select("triton", torch.device("meta"))
+    assert select.select("auto", torch.device("meta")) is blocked
