@@ -17,6 +17,7 @@ from mpsoftmax.comm import connect, disconnect
 
 TINY = ("--classes", "40", "--dim", "16", "--batch", "6")
 PICTURE = b"\x89PNG"
+STARTS_PROCESSES = pytest.mark.timeout(300)  # each imports torch; minutes on a loaded machine
 
 
 def measured(what, folder, *more):
@@ -49,6 +50,7 @@ def test_head_appends_a_line_a_case(tmp_path):
     assert rows[-1]["candidates_drawn"] == "20"
 
 
+@STARTS_PROCESSES
 def test_memory_says_what_is_beyond_the_table(tmp_path):
     (row,) = measured("memory", tmp_path, "--classes", "30000", "--dim", "64", "--repeat", "1")
     assert float(row["table_mib"]) == pytest.approx(30000 * 64 * 8 / 2**20, abs=0.06)
@@ -56,6 +58,7 @@ def test_memory_says_what_is_beyond_the_table(tmp_path):
     assert 0 < float(row["extra_mib"]) < 20
 
 
+@STARTS_PROCESSES
 def test_scaling_varies_one_factor_at_a_time(tmp_path):
     rows = measured("scaling", tmp_path, "--classes", "40", "80", "--rate", "0.5")
     assert [(row["factor"], float(row["value"]), row["world"]) for row in rows] == [
@@ -74,6 +77,7 @@ def test_scaling_varies_one_factor_at_a_time(tmp_path):
     assert all(ordered(row, "cpu_s") for row in rows)
 
 
+@STARTS_PROCESSES
 def test_collectives_counts_what_the_head_hands_over(tmp_path):
     rows = measured("collectives", tmp_path)
     assert [row["world"] for row in rows] == ["1", "2"]
@@ -214,6 +218,7 @@ def test_results_keep_lines_with_other_columns(tmp_path):
     assert path.read_text().splitlines() == ["a,b,c", "1,2,", "3,,4", "5,,6"]
 
 
+@STARTS_PROCESSES
 def test_a_failing_rank_is_an_error():
     from mpsoftmax.bench import processes
 
