@@ -1,4 +1,4 @@
-"""The command line: mpsoftmax train | evaluate | convert | inspect."""
+"""The command line: mpsoftmax train | evaluate | convert | inspect | bench."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from mpsoftmax.bench.options import add_bench
 
 USER_ERROR = 2
 
@@ -89,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
         help="images decoded (default 10000; -1: all)",
     )
     add_under(inspect)
+    add_bench(commands)
     return top
 
 
@@ -125,7 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse_train(given) if given[:1] == ["train"] else parser().parse_args(given)
-    commands = {"train": train, "evaluate": evaluate, "convert": convert, "inspect": inspect}
+    commands = {
+        "train": train,
+        "evaluate": evaluate,
+        "convert": convert,
+        "inspect": inspect,
+        "bench": bench,
+    }
     from mpsoftmax.comm import AgreedError
 
     try:
@@ -256,4 +265,20 @@ def inspect(options: argparse.Namespace, given: list[str]) -> int:
 
     sample = None if options.sample == -1 else options.sample
     print(run(options.path, sample=sample, **reader_options(options)).render())
+    return 0
+
+
+def bench(options: argparse.Namespace, given: list[str]) -> int:
+    """Mpsoftmax bench."""
+    import importlib
+
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        importlib.import_module(f"mpsoftmax.bench.{options.what}").run(options)
+    finally:
+        torch.set_num_threads(threads)
     return 0
