@@ -1,4 +1,4 @@
-"""The head's items of memory, tensor by tensor (docs/performance.md says where each comes from).
+"""The head's items of memory, tensor by tensor (docs/planning.md says where each comes from).
 
 Per-sample matrices are [n, D]; per-row vectors are of the S candidate rows. Bytes of an element: `wide` of
 sums, `compute` of products, `row` of stored rows, `work` of rows that move.

@@ -1,4 +1,4 @@
-"""Operations and bytes that one step of one rank takes, by docs/performance.md's formulas.
+"""Operations and bytes that one step of one rank takes, by docs/planning.md's formulas.
 
 Bytes are those that must cross the memory bus. Passes over a block of logits count once where the block stays
 in the cache, and each where it does not.
