@@ -1,4 +1,4 @@
-"""The command line: mpsoftmax train | evaluate | convert | inspect | bench."""
+"""The command line: mpsoftmax train | evaluate | convert | inspect | plan | bench."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpsoftmax.bench.options import add_bench
+from mpsoftmax.plan.options import FIGURES, add_plan
 
 USER_ERROR = 2
 
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_under(inspect)
     add_bench(commands)
+    add_plan(commands)
     return top
 
 
@@ -127,13 +129,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 if the command ended as asked, 2 for a user's mistake (one line says which).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse_train(given) if given[:1] == ["train"] else parser().parse_args(given)
+    overridden = given[:1] in (["train"], ["plan"])
+    options = parse_overridden(given) if overridden else parser().parse_args(given)
     commands = {
         "train": train,
         "evaluate": evaluate,
         "convert": convert,
         "inspect": inspect,
         "bench": bench,
+        "plan": plan,
     }
     from mpsoftmax.comm import AgreedError
 
@@ -150,8 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
 
 
-def parse_train(given: list[str]) -> argparse.Namespace:
-    """`train` with its overrides before, between or after the options."""
+def parse_overridden(given: list[str]) -> argparse.Namespace:
+    """`train` or `plan` with its overrides before, between or after the options."""
     options, rest = parser().parse_known_args(given)
     strange = [word for word in rest if word.startswith("-") or "=" not in word]
     if strange:
@@ -281,4 +285,26 @@ def bench(options: argparse.Namespace, given: list[str]) -> int:
         importlib.import_module(f"mpsoftmax.bench.{options.what}").run(options)
     finally:
         torch.set_num_threads(threads)
+    return 0
+
+
+def plan(options: argparse.Namespace, given: list[str]) -> int:
+    """Mpsoftmax plan."""
+    from mpsoftmax.config import load
+    from mpsoftmax.plan.machines import machine_of
+    from mpsoftmax.plan.page import render
+    from mpsoftmax.plan.planning import class_sizes, make_plan, ranks_per_node
+    from mpsoftmax.plan.values import as_json
+    from mpsoftmax.train.build import check_parts
+
+    sys.path.insert(0, os.getcwd())  # as in train
+    per_node = ranks_per_node(options.gpus, options.nodes)
+    figures = {name: getattr(options, name) for name in FIGURES}
+    machine = machine_of(options.gpu, **figures, per_node=per_node)
+    config = load(options.config, options.overrides)
+    check_parts(config)
+    made = make_plan(config, class_sizes(config, options.classes), options.gpus, machine)
+    print(render(made))
+    if options.json:
+        Path(options.json).write_text(as_json(made))
     return 0

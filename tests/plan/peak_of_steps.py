@@ -1,0 +1,50 @@
+"""Run by test_memory.py in a fresh process: peak resident bytes that a head and three of its steps add."""
+
+import ctypes
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from cases import Case
+
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def step(head, features, labels):
+    features.grad = None
+    head(features, labels).backward()
+    head.step()
+
+
+def main(case):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    features = torch.randn(case.batch, case.dim, requires_grad=True)
+    few = 500  # libraries load, and make their own buffers
+    head = case.head(few)
+    step(head, features, torch.randint(0, few, (case.batch,)))
+    del head
+    features.grad = None
+    gc.collect()
+    trim = ctypes.CDLL("libc.so.6").malloc_trim
+    trim(0)
+    before = resident("VmRSS")
+    head = case.head()
+    gc.collect()
+    trim(0)
+    labels = torch.randint(0, case.classes, (case.batch,))
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    for _ in range(3):
+        step(head, features, labels)
+    print(resident("VmHWM") - before)
+
+
+if __name__ == "__main__":
+    main(Case(**json.loads(sys.argv[1])))
