@@ -73,7 +73,8 @@ def resources(ptx, chip):
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
         arch = "sm_90a" if chip == 90 else "sm_80"
-        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={arch}", str(path)]
+        options = ["-v", "--regAllocOptLevel=2", f"--gpu-name={arch}"]  # as Triton 3.7.1 calls it
+        command = [triton.knobs.nvidia.ptxas.path, *options, str(path)]
         done = subprocess.run(
             [*command, "-o", f"{path}.o"], capture_output=True, text=True, check=True
         )
