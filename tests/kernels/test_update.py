@@ -32,7 +32,7 @@ def table_of(num_rows, dim, rule):
         untouched="frozen",
     )
     stream = torch.Generator().manual_seed(8)
-    for state in table.states:
+    for state in table.dense.states:
         state.copy_(torch.rand(state.shape, generator=stream) * 0.01)
     table.row_step[::3] = 4
     return table
@@ -110,15 +110,15 @@ def compare(num_rows, dim, dtype, shift, rule, sampled=False, kept_lines=WHOLE, 
             weight=part.target / part.targets.norm.clamp_min(NORM_FLOOR),
             owners=Pairs(asked.target),
         ),
-        triton_update.Rows(ours.weight, tuple(ours.states), index),
+        triton_update.Rows(ours.weight, tuple(ours.dense.states), index),
         "sgd" if isinstance(rule, RowSGD) else "adamw",
         rule.numbers(rule.defaults()),
         (ours.row_step if index is None else ours.row_step[index]) + 1,
     )
     for found, expected, old in zip(
-        (ours.weight, *ours.states),
-        (theirs.weight, *theirs.states),
-        (before.weight, *before.states),
+        (ours.weight, *ours.dense.states),
+        (theirs.weight, *theirs.dense.states),
+        (before.weight, *before.dense.states),
         strict=True,
     ):
         assert relative(found - old, expected - old) < TOLERANCE
