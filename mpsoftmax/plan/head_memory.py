@@ -35,12 +35,14 @@ def table_items(shape: HeadShape) -> list[Item]:
     """Rows, optimiser rows, and what goes by class or row."""
     rows = shape.local_rows * shape.dim * shape.row_dtype.itemsize
     place = {"device": "device", "host": "host", "mapped": "disk"}[shape.storage]
-    step_bytes = 4 if shape.storage == "mapped" else 8
+    mapped = shape.storage == "mapped"
     items = [
         Item("class rows", rows, ALWAYS, place),
         Item("optimiser rows", rows * shape.num_states, ALWAYS, place),
-        Item("row steps", step_bytes * shape.local_rows, ALWAYS, place),
+        Item("row steps", 8 * shape.local_rows, ALWAYS, place),
     ]
+    if mapped:  # where each row lies in the file, and its step: in memory
+        items[2] = Item("row places and steps", 8 * shape.local_rows, ALWAYS, "host")
     if shape.parts.baskets is not None:
         members = 16 if shape.mines else 8
         items.append(Item("baskets of classes", members * shape.local_classes, ALWAYS))
