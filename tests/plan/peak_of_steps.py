@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cases import Case
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from plan_cases import Case
 
 
 def resident(field):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import Case
+from plan_cases import Case
 
 from mpsoftmax.plan.head_memory import head_items
 from mpsoftmax.plan.memory import PHASES, Item, Memory, phases

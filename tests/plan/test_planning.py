@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case
+from plan_cases import Case
 from torch import nn
 
 from mpsoftmax.backbones import build_backbone
@@ -127,7 +127,7 @@ def test_shapes_alone_cost_what_values_do():
     fake = backbone_cost(build, (16, 16), 64)
     assert fake.kept_bytes == backbone_cost(build, (16, 16), 64, fake=False).kept_bytes
     assert fake == probe(build, (16, 16), 64, bf16=False, fake=False)
-    assert backbone_cost(lambda: build(True), (16, 16), 64).kept_bytes < 0.6 * fake.kept_bytes
+    assert backbone_cost(lambda: build(True), (16, 16), 64).kept_bytes < 0.7 * fake.kept_bytes
 
 
 def test_the_command_plans_without_data(tmp_path, capsys):
@@ -145,10 +145,9 @@ def test_the_command_plans_without_data(tmp_path, capsys):
     assert main([*words, "train.batch_size=64", "data.train=/nowhere.rec"]) == 0
     page, plan = capsys.readouterr().out, json.loads(out.read_text())
     assert plan["classes_of_largest_shard"] == 50_000_000 / 16
-    assert plan["payload_bytes"]["all_gather"] == (4 + 1) * (16 + 16 * 4)
-    assert plan["payload_bytes"]["all_reduce"] == 4 * 64 * (
-        1 + 3
-    )  # NPCFace: t, then total and two sums
+    # NPCFace over so many classes needs a running maximum: maximum, total and two hard sums are gathered.
+    assert plan["payload_bytes"]["all_gather"] == (4 + 1) * (16 + 16 * 4) + 4 * 64 * 4
+    assert plan["payload_bytes"]["all_reduce"] == 4 * 64  # target cosines
     assert plan["machine"]["name"] == "H100-80GB"
     assert plan["fits"] is True
     for text in ("class rows", "bound by", "most classes", "50,000,000 classes"):
