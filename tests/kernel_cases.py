@@ -1,5 +1,8 @@
 """Problems for the kernels at shapes that fit no tile, with every wish a problem may have."""
 
+from contextlib import contextmanager
+from unittest import mock
+
 import torch
 from torch.nn.functional import normalize
 
@@ -76,3 +79,17 @@ def relative(value, expected):
     """Error in norm; 0 where both are 0."""
     difference = (value.double() - expected.double()).norm()
     return float(difference / expected.double().norm().clamp_min(1e-300))
+
+
+@contextmanager
+def triton_set_to(way=None, block=128):
+    """The Triton sweep with blocks of `block` rows, and one way for every problem, for the time being."""
+    from mpsoftmax.kernels import triton_sweep, triton_update
+
+    chosen = triton_sweep.way_of if way is None else lambda _: way
+    with (
+        mock.patch.object(triton_sweep, "way_of", chosen),
+        mock.patch.object(triton_sweep, "rows_in_block", return_value=block),
+        mock.patch.object(triton_update, "rows_in_block", return_value=block),
+    ):
+        yield

@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from kernel_cases import awkward, relative
+from kernel_cases import awkward, relative, triton_set_to
 
 from mpsoftmax.head.row_optim import RowAdamW, RowSGD
 
@@ -77,15 +77,22 @@ class WideProducts:
         return out
 
 
-def compare(num_rows, dim, dtype, shift, rule, sampled=False, kept_lines=WHOLE, wish="nothing"):
-    """Runs in the interpreter's process: rows and states after one step of each."""
+def compare(**case):
+    """Runs in the interpreter's process, with blocks of 64 rows; see compare_this."""
+    with triton_set_to(block=64):
+        return compare_this(**case)
+
+
+def compare_this(
+    num_rows, dim, dtype, shift, rule, sampled=False, kept_lines=WHOLE, wish="nothing"
+):
+    """Rows and states after one step of each."""
     from dataclasses import replace
 
     from mpsoftmax.head.gradient import TileSource, row_norms
     from mpsoftmax.kernels import triton_sweep, triton_update
     from mpsoftmax.kernels.problem import NORM_FLOOR, Pairs, weigh
 
-    triton_sweep.rows_in_block = triton_update.rows_in_block = lambda _: 64
     asked = awkward(19, num_rows, dim, dtype, shift, wish)
     ours = table_of(2 * num_rows if sampled else num_rows, dim, rule)
     theirs, before = copy.deepcopy(ours), copy.deepcopy(ours)
