@@ -104,6 +104,7 @@ def test_mapped_rows_take_disk_and_a_window():
     case = Case(10_000_000, 128, 256, candidates="uniform", rate=0.01, storage="mapped")
     memory = Memory(head_items(case.shape()))
     table = 2 * 10_000_000 * 128 * 4
-    assert memory.peak("disk") == table + 4 * 10_000_000
+    assert memory.peak("disk") == table
+    assert memory.peak("host") >= 8 * 10_000_000
     assert memory.peak() < 0.1 * table
     assert memory.of("rows held for the step") == 2 * 100_000 * 128 * 4
