@@ -23,7 +23,6 @@ from torch import Tensor
 
 from mpsoftmax.kernels.masking import nearest_rows, negatives_of, strangers
 from mpsoftmax.kernels.problem import (
-    Counts,
     Problem,
     Swept,
     finite,
@@ -53,49 +52,55 @@ def sweep(
         want_pull: Whether the features' gradient is needed; False also keeps nothing.
         keep_bytes: Bytes that may be kept for `class_gradient`; the rest is recomputed.
         spare: The `kept` of an earlier sweep that nobody reads any more, used again if it is of the right
-            size: fresh pages from the operating system cost more than all exponentials.
+            size, else freed: fresh pages from the operating system cost more than all exponentials.
 
     Returns:
         The sums and the kept part.
     """
     features, dtype = problem.features, problem.accumulate_dtype
-    batch, num_rows = problem.batch, problem.num_rows
-    num_kept = kept_rows(problem, keep_bytes) if want_pull else 0
-    kept = buffer_like(features, (num_kept, batch), spare) if num_kept else None
-    total = torch.zeros(batch, dtype=dtype, device=features.device)
-    pull = torch.zeros(batch, features.shape[1], dtype=dtype, device=features.device)
-    factor = torch.empty(num_rows, dtype=dtype, device=features.device)
-    maximum = torch.full_like(total, -torch.inf) if problem.shift is None else None
-    counts = no_counts(problem)
-    size = rows_in_block(problem)
-    scratch = features.new_empty(min(size, num_rows), batch)
+    num_rows, size = problem.num_rows, rows_in_block(problem)
+    answer = empty_answer(problem, want_pull, keep_bytes, size, spare)
+    total, pull, kept = answer.total, answer.pull, answer.kept
+    scratch = features.new_empty(min(size, num_rows), problem.batch)
     scratch_rows = cast_scratch(problem, min(size, num_rows))
     for start in range(0, num_rows, size):
         stop = min(start + size, num_rows)
         entries = scratch[: stop - start]
-        if kept is not None and stop <= num_kept:
+        if kept is not None and stop <= kept.shape[0]:
             entries = kept[start:stop]
-        rows = write_logits(problem, start, stop, entries, factor[start:stop], scratch_rows)
+        factor = answer.factor[start:stop]
+        rows = write_logits(problem, start, stop, entries, factor, scratch_rows)
         if not problem.is_plain:
-            entries = selective(entries, problem, start, maximum, total, pull, counts)
-        elif maximum is None:
+            entries = selective(entries, answer, start)
+        elif answer.maximum is None:
             exponentiate(entries, problem, start)
             total += torch.sum(entries, 0, dtype=dtype)
         else:
-            entries = online_maximum(entries, problem, start, maximum, total, pull)
+            entries = online_maximum(entries, answer, answer.maximum, start)
             total += torch.sum(entries, 0, dtype=dtype)
-        if want_pull:
+        if pull is not None:
             if used_as_they_are(problem):
-                entries.mul_(factor[start:stop, None])
+                entries.mul_(factor[:, None])
             accumulate_pull(pull, entries, rows)
+    return answer
+
+
+def empty_answer(
+    problem: Problem, want_pull: bool, keep_bytes: int, size: int, spare: Tensor | None
+) -> Swept:
+    """What a sweep in blocks of `size` rows fills block by block: sums of nothing, room for what is kept."""
+    batch, dtype, device = problem.batch, problem.accumulate_dtype, problem.features.device
+    num_kept = kept_rows(problem, keep_bytes, size) if want_pull else 0
+    total = torch.zeros(batch, dtype=dtype, device=device)
+    dim = problem.features.shape[1]
     return Swept(
         problem=problem,
         total=total,
-        maximum=maximum,
-        pull=pull if want_pull else None,
-        factor=factor,
-        kept=kept,
-        counts=counts,
+        maximum=torch.full_like(total, -torch.inf) if problem.shift is None else None,
+        pull=torch.zeros(batch, dim, dtype=dtype, device=device) if want_pull else None,
+        factor=torch.empty(problem.num_rows, dtype=dtype, device=device),
+        kept=buffer_like(problem.features, (num_kept, batch), spare) if num_kept else None,
+        counts=no_counts(problem),
     )
 
 
@@ -106,20 +111,25 @@ def rows_in_block(problem: Problem) -> int:
     return max(1, size // problem.num_centres) * problem.num_centres
 
 
-def kept_rows(problem: Problem, keep_bytes: int) -> int:
-    """How many rows fit the budget: all of them, or a whole number of blocks."""
+def kept_rows(problem: Problem, keep_bytes: int, size: int) -> int:
+    """How many rows fit the budget: all of them, or a whole number of blocks of `size` rows."""
     per_row = problem.batch * problem.features.element_size()
     fitting = keep_bytes // max(1, per_row)
     if fitting >= problem.num_rows:
         return problem.num_rows
-    size = rows_in_block(problem)
     return fitting // size * size
 
 
 def buffer_like(features: Tensor, shape: tuple[int, int], spare: Tensor | None) -> Tensor:
-    """Uninitialised [shape] of the features' dtype and device: `spare` where it fits."""
-    if spare is not None and spare.shape == shape and spare.dtype == features.dtype:
-        return spare
+    """Uninitialised [shape] of the features' dtype and device: `spare` where it fits.
+
+    Where it does not, its memory is given back first: samples of classes differ in size from step to step,
+    and two E at once would double the peak.
+    """
+    if spare is not None:
+        if spare.shape == shape and spare.dtype == features.dtype:
+            return spare
+        spare.untyped_storage().resize_(0)
     return features.new_empty(shape)
 
 
@@ -175,46 +185,38 @@ def exponentiate(entries: Tensor, problem: Problem, start: int) -> None:
     problem.own.fill(entries, start, 0.0)
 
 
-def online_maximum(
-    entries: Tensor, problem: Problem, start: int, maximum: Tensor, total: Tensor, pull: Tensor
-) -> Tensor:
+def online_maximum(entries: Tensor, answer: Swept, maximum: Tensor, start: int) -> Tensor:
     """E of this block against the running maximum; earlier sums are rescaled to it in place.
 
     `entries` keeps the logits (the final maximum is not known yet); E is returned apart.
     """
-    problem.own.fill(entries, start, -torch.inf)
-    raise_maximum(entries, maximum, total, pull)
+    answer.problem.own.fill(entries, start, -torch.inf)
+    raise_maximum(entries, answer, maximum)
     return torch.exp(entries.to(maximum.dtype) - finite(maximum)).to(entries.dtype)
 
 
-def raise_maximum(logits: Tensor, maximum: Tensor, total: Tensor, pull: Tensor) -> None:
+def raise_maximum(logits: Tensor, answer: Swept, maximum: Tensor) -> None:
     """Lift the running maximum to that of a block [n, B] and rescale the sums so far, in place."""
     new = torch.maximum(maximum, logits.amax(0).to(maximum.dtype))
     rescale = torch.exp(maximum - finite(new))
-    total.mul_(rescale)
-    pull.mul_(rescale[:, None])
+    answer.total.mul_(rescale)
+    if answer.pull is not None:
+        answer.pull.mul_(rescale[:, None])
     maximum.copy_(new)
 
 
-def selective(
-    entries: Tensor,
-    problem: Problem,
-    start: int,
-    maximum: Tensor | None,
-    total: Tensor,
-    pull: Tensor,
-    counts: Counts,
-) -> Tensor:
-    """E times slope of a block of a problem that is not plain; adds to `total` and `counts`.
+def selective(entries: Tensor, answer: Swept, start: int) -> Tensor:
+    """E times slope of a block of a problem that is not plain; adds to the answer's total and counts.
 
     With a static shift the result replaces `entries`; with a running maximum it is returned apart.
     """
-    block = negatives_of(entries, problem, start // problem.num_centres, counts)
+    problem, maximum, total = answer.problem, answer.maximum, answer.total
+    block = negatives_of(entries, problem, start // problem.num_centres, answer.counts)
     if maximum is None:
         exponentials = torch.exp(block.logits - (problem.shift or 0.0))
         out = entries
     else:
-        raise_maximum(block.logits, maximum, total, pull)
+        raise_maximum(block.logits, answer, maximum)
         exponentials = torch.exp(block.logits - finite(maximum))
         out = torch.empty_like(entries)
     total += exponentials.sum(0)

@@ -21,7 +21,12 @@ import torch
 from torch import Tensor
 
 from mpsoftmax.kernels import blocked
-from mpsoftmax.kernels.blocked import accumulate_pull, buffer_like, cast_scratch, raise_maximum
+from mpsoftmax.kernels.blocked import (
+    accumulate_pull,
+    cast_scratch,
+    empty_answer,
+    raise_maximum,
+)
 from mpsoftmax.kernels.problem import (
     NORM_FLOOR,
     Counts,
@@ -29,7 +34,6 @@ from mpsoftmax.kernels.problem import (
     Selection,
     Swept,
     finite,
-    no_counts,
 )
 from mpsoftmax.kernels.triton_entries import (
     entries_kernel,
@@ -72,18 +76,13 @@ def sweep(
         if problem.num_rows and problem.batch:
             say_blocked_once(problem.num_centres, problem.features.dtype, problem.rows.dtype)
         return blocked.sweep(problem, want_pull=want_pull, keep_bytes=keep_bytes, spare=spare)
-    features, dtype, batch = problem.features, problem.accumulate_dtype, problem.batch
-    size = min(rows_in_block(problem), problem.num_rows)
-    num_kept = kept_rows(problem, keep_bytes, size) if want_pull else 0
-    kept = buffer_like(features, (num_kept, batch), spare) if num_kept else None
-    total = torch.zeros(batch, dtype=dtype, device=features.device)
-    pull = torch.zeros(batch, features.shape[1], dtype=dtype, device=features.device)
-    factor = torch.empty(problem.num_rows, dtype=dtype, device=features.device)
-    maximum = torch.full_like(total, -torch.inf) if problem.shift is None else None
-    counts = no_counts(problem)
+    features, size = problem.features, min(rows_in_block(problem), problem.num_rows)
+    answer = empty_answer(problem, want_pull, keep_bytes, size, spare)
+    kept, maximum, factor = answer.kept, answer.maximum, answer.factor
+    num_kept = 0 if kept is None else kept.shape[0]
     passes = Passes(problem, way)
-    scratch = features.new_empty(size, batch) if num_kept < problem.num_rows else None
-    apart = features.new_empty(size, batch) if maximum is not None else None
+    scratch = features.new_empty(size, problem.batch) if num_kept < problem.num_rows else None
+    apart = features.new_empty(size, problem.batch) if maximum is not None else None
     scratch_rows = cast_scratch(problem, size)
     for start in range(0, problem.num_rows, size):
         stop = min(start + size, problem.num_rows)
@@ -96,23 +95,15 @@ def sweep(
         if maximum is not None:
             assert apart is not None
             largest = passes.products(rows, factor, start, entries, None, "maximum")
-            raise_maximum(largest[:, 0], maximum, total, pull)
+            raise_maximum(largest[:, 0], answer, maximum)
             logits, entries = entries, apart[: stop - start]
             sums = passes.from_logits(logits, factor, start, entries, maximum, "sums")
         else:
             sums = passes.products(rows, factor, start, entries, None, "sums")
-        add_sums(sums, total, counts)
-        if want_pull:
-            accumulate_pull(pull, entries, rows)
-    return Swept(
-        problem=problem,
-        total=total,
-        maximum=maximum,
-        pull=pull if want_pull else None,
-        factor=factor,
-        kept=kept,
-        counts=counts,
-    )
+        add_sums(sums, answer.total, answer.counts)
+        if answer.pull is not None:
+            accumulate_pull(answer.pull, entries, rows)
+    return answer
 
 
 @cache
@@ -130,12 +121,6 @@ def say_blocked_once(num_centres: int, compute: torch.dtype, rows: torch.dtype) 
 def run(kernel: Any, grid: tuple[int, ...], *args: Any, **arguments: Any) -> None:
     """Launch a kernel; `arguments` hold its options too, which its signature does not name."""
     kernel[grid](*args, **arguments)
-
-
-def kept_rows(problem: Problem, keep_bytes: int, size: int) -> int:
-    """How many rows fit the budget: all of them, or a whole number of blocks of `size` rows."""
-    fitting = keep_bytes // (problem.batch * problem.features.element_size())
-    return problem.num_rows if fitting >= problem.num_rows else fitting // size * size
 
 
 def prepare(

@@ -4,7 +4,6 @@ Per-sample matrices are [n, D]; per-row vectors are of the S candidate rows. Byt
 sums, `compute` of products, `row` of stored rows, `work` of rows that move.
 """
 
-from mpsoftmax.head.candidates import UniformBlocks
 from mpsoftmax.head.class_table import MOVE_ROWS
 from mpsoftmax.head.exchange import line_bytes
 from mpsoftmax.plan.memory import ALWAYS, Item, phases
@@ -35,14 +34,13 @@ def table_items(shape: HeadShape) -> list[Item]:
     """Rows, optimiser rows, and what goes by class or row."""
     rows = shape.local_rows * shape.dim * shape.row_dtype.itemsize
     place = {"device": "device", "host": "host", "mapped": "disk"}[shape.storage]
-    mapped = shape.storage == "mapped"
+    # Of a mapped row: its step, and where it lies in the file, both in memory.
+    numbers = "host" if shape.storage == "mapped" else place
     items = [
         Item("class rows", rows, ALWAYS, place),
         Item("optimiser rows", rows * shape.num_states, ALWAYS, place),
-        Item("row steps", 8 * shape.local_rows, ALWAYS, place),
+        Item("row steps", 8 * shape.local_rows, ALWAYS, numbers),
     ]
-    if mapped:  # where each row lies in the file, and its step: in memory
-        items[2] = Item("row places and steps", 8 * shape.local_rows, ALWAYS, "host")
     if shape.parts.baskets is not None:
         members = 16 if shape.mines else 8
         items.append(Item("baskets of classes", members * shape.local_classes, ALWAYS))
@@ -83,9 +81,6 @@ def sweep_items(shape: HeadShape) -> list[Item]:
         Item("row factors", all_of_it * rows * wide, to_step),
         Item("block scratch", block_scratch(shape), phases("sweep")),
     ]
-    if isinstance(shape.parts.candidates, UniformBlocks):
-        # Their number changes from step to step, so E does not fit where the last one's was.
-        items.append(Item("E of the step before", shape.kept_bytes, phases("sweep")))
     if shape.casts:
         items.append(Item("product by the features", m * shape.dim * compute, phases("sweep")))
     if shape.sampled:
@@ -163,7 +158,7 @@ def step_items(shape: HeadShape) -> list[Item]:
         by_row = moved * wide + max(moved * (work + 12 + 4 * shape.num_states), rounding(shape))
     tile = shape.tile_rows * shape.dim
     tiles = tile * work + (tile * compute if shape.casts or compute != work else 0)
-    if shape.kept_bytes < shape.accumulation * shape.swept_rows * shape.swept_samples * compute:
+    if shape.kept_bytes < shape.e_bytes:
         tiles += block_scratch(shape)
     elif shape.has_running_maximum:  # logits are kept, from which E is formed again
         blocks = RUNNING_MAXIMUM_BLOCKS if shape.is_plain else MASKING_BLOCKS

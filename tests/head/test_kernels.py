@@ -212,6 +212,7 @@ def test_spare_memory_is_used_again():
     other = problem(36, 700, torch.float32)
     fresh = blocked.sweep(other, want_pull=True, keep_bytes=WHOLE, spare=first.kept)
     assert fresh.kept.data_ptr() != first.kept.data_ptr()
+    assert first.kept.untyped_storage().nbytes() == 0  # not two at once
 
 
 def test_select():
