@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mpsoftmax.head.arguments import Description
 from mpsoftmax.head.candidates import CANDIDATES, Candidates
@@ -44,7 +45,7 @@ class Case:
             raise ValueError(
                 f"--batch: {self.batch} with --world {self.world}; allowed: at least {self.world}"
             )
-        described = Description.of(
+        Description.of(
             ArcFace(SCALE, MARGIN),
             self.chosen(),
             "all",
@@ -53,8 +54,8 @@ class Case:
             OPTIMIZERS[self.optimizer],
             self.untouched,
             self.classes,
+            self.storage,
         )
-        described.check_storage(self.storage)
 
     def chosen(self) -> Candidates:
         """The candidates described."""
@@ -92,14 +93,19 @@ class Case:
         return f"{shape} {self.dtype}{sampled}{rows}{where}{ranks}"
 
 
+def batch_of(case: Case) -> tuple[Tensor, Tensor]:
+    """Features [batch, dim] and labels int64 [batch]: the same for everything that is compared."""
+    stream = torch.Generator().manual_seed(0)
+    features = torch.randn(case.batch, case.dim, generator=stream)
+    return features, torch.randint(0, case.classes, (case.batch,), generator=stream)
+
+
 class HeadStep:
     """A head, a fixed batch, and one training step on it."""
 
-    def __init__(self, case: Case, seed: int = 0) -> None:
+    def __init__(self, case: Case) -> None:
         self.head = case.head()
-        stream = torch.Generator().manual_seed(seed)
-        features = torch.randn(case.batch, case.dim, generator=stream)
-        labels = torch.randint(0, case.classes, (case.batch,), generator=stream)
+        features, labels = batch_of(case)
         low, high = case.share(self.head.comm.rank)
         self.features, self.labels = features[low:high].clone().requires_grad_(), labels[low:high]
 

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from mpsoftmax.bench.case import MARGIN, SCALE, Case
+from mpsoftmax.bench.case import MARGIN, SCALE, Case, batch_of
 
 
 def load(folder: Path, name: str) -> ModuleType:
@@ -58,10 +58,9 @@ class Incumbent:
     Needs a process group. Its sample is uniform or everything.
     """
 
-    def __init__(self, folder: Path, case: Case, seed: int = 0) -> None:
-        stream = torch.Generator().manual_seed(seed)
-        self.features = torch.randn(case.batch, case.dim, generator=stream).requires_grad_()
-        self.labels = torch.randint(0, case.classes, (case.batch,), generator=stream)
+    def __init__(self, folder: Path, case: Case) -> None:
+        features, self.labels = batch_of(case)
+        self.features = features.requires_grad_()
         partial_fc, losses = load(folder, "partial_fc_v2"), load(folder, "losses")
         self.module = partial_fc.PartialFC_V2(
             losses.ArcFace(SCALE, MARGIN), case.dim, case.classes, case.rate, False

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from mpsoftmax.bench.case import MARGIN, SCALE, Case
+from mpsoftmax.bench.case import MARGIN, SCALE, Case, batch_of
 
 GEMM_BLOCK = 1024
 
@@ -44,14 +44,12 @@ class BareProducts:
 class PlainSoftmax:
     """ArcFace over all classes by autograd, the table a parameter of torch.optim.SGD."""
 
-    def __init__(self, case: Case, seed: int = 0) -> None:
-        stream = torch.Generator().manual_seed(seed)
-        dtype = getattr(torch, case.dtype)
-        self.features = torch.randn(case.batch, case.dim, generator=stream).requires_grad_()
-        self.labels = torch.randint(0, case.classes, (case.batch,), generator=stream)
+    def __init__(self, case: Case) -> None:
+        features, self.labels = batch_of(case)
+        self.features = features.requires_grad_()
         self.weight = torch.nn.Parameter(torch.randn(case.classes, case.dim) * 0.01)
         self.optimizer = torch.optim.SGD([self.weight], lr=0.1, momentum=0.9, weight_decay=5e-4)
-        self.dtype = dtype
+        self.dtype = getattr(torch, case.dtype)
 
     def loss(self) -> Tensor:
         """Mean over the batch."""

@@ -65,6 +65,7 @@ class Description:
         optimizer: RowRule | None,
         untouched: str,
         num_classes: int,
+        storage: str = "device",
     ) -> "Description":
         """The parts that were meant.
 
@@ -86,6 +87,7 @@ class Description:
         described.check_candidates()
         described.check_negatives()
         described.check_baskets(num_classes)
+        described.check_storage(storage)
         described.margins_applied()
         return described
 

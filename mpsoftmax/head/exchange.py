@@ -116,6 +116,17 @@ class Exchange:
         self._check_headers(gathered[:, 0, :24].contiguous().view(torch.int64))
         return local, self._unpack(gathered, accumulate, capacity)
 
+    def gather_labels(self, labels: Tensor) -> Tensor:
+        """int64 [n]: the usable labels of all ranks; `gather` refuses the others when it sees them."""
+        labels = labels.reshape(-1).to(torch.int64)
+        if self.capacity is None:
+            everyone = self.comm.all_gather_rows(labels)
+        else:
+            padded = torch.full((self.capacity,), IGNORED, dtype=torch.int64, device=labels.device)
+            padded[: labels.numel()] = labels[: self.capacity]
+            everyone = self.comm.all_gather(padded).reshape(-1)
+        return everyone[(everyone >= 0) & (everyone < self.num_classes)]
+
     def _pack(self, header: Tensor, local: LocalBatch, capacity: int) -> Tensor:
         width = line_bytes(self.dim, self.dtype)
         lines = torch.zeros(capacity + 1, width, dtype=torch.uint8, device=header.device)

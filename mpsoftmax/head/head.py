@@ -132,9 +132,16 @@ class ModelParallelSoftmax(nn.Module):
         if not 0 < init_std < float("inf"):
             raise ValueError(f"init_std: {init_std!r}; allowed: a positive number")
         described = Description.of(
-            objective, candidates, negatives, baskets, weights, optimizer, untouched, num_classes
+            objective,
+            candidates,
+            negatives,
+            baskets,
+            weights,
+            optimizer,
+            untouched,
+            num_classes,
+            storage,
         )
-        described.check_storage(storage)
         self.embedding_dim, self.num_classes = embedding_dim, num_classes
         self.objective, self.candidates = described.objective, described.candidates
         self.negatives, self.baskets = described.negatives, described.baskets
@@ -261,16 +268,8 @@ class ModelParallelSoftmax(nn.Module):
         """
         if self._table.resident:
             return
-        capacity = self._exchange.capacity
-        labels = labels.reshape(-1).to(self._table.device, torch.int64)
-        if capacity is None:
-            everyone = self.comm.all_gather_rows(labels)
-        else:
-            padded = torch.full((capacity,), -1, dtype=torch.int64, device=labels.device)
-            padded[: labels.numel()] = labels[:capacity]
-            everyone = self.comm.all_gather(padded).reshape(-1)
-        usable = everyone[(everyone >= 0) & (everyone < self.num_classes)]  # forward refuses others
-        forward_pass.read_ahead(self._parts, usable, num_draws=self._num_draws)
+        everyone = self._exchange.gather_labels(labels.to(self._table.device))
+        forward_pass.read_ahead(self._parts, everyone, num_draws=self._num_draws)
 
     def _evaluate(self, features: Tensor, labels: Tensor) -> Tensor:
         """The loss alone."""

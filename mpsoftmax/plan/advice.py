@@ -18,8 +18,7 @@ SAMPLED_RATE = 0.1
 
 def fits(shape: HeadShape, backbone: Sequence[Item], machine: Machine) -> bool:
     """Whether a rank's peak stays within its memory."""
-    memory = Memory([*head_items(shape), *backbone])
-    return memory.peak() + machine.reserved <= machine.memory
+    return machine.holds(Memory([*head_items(shape), *backbone]).peak())
 
 
 def largest_classes(shape: HeadShape, backbone: Sequence[Item], machine: Machine) -> int:
@@ -58,7 +57,7 @@ def judge(
         peak_bytes=memory.peak() + machine.reserved,
         host_bytes=memory.peak("host") + memory.peak("disk"),
         step_s=head_time(shape, machine).predicted_s,
-        fits=fits(shape, backbone, machine),
+        fits=machine.holds(memory.peak()),
         largest_classes=largest_classes(shape, backbone, machine),
     )
 
@@ -73,11 +72,9 @@ def alternatives(shape: HeadShape, backbone: Sequence[Item], machine: Machine) -
         shapes["head.row_dtype=bfloat16"] = replace(shape, row_dtype=bfloat16)
     if shape.kept_bytes:
         shapes["head.e_budget_bytes=0"] = replace(shape, e_budget_bytes=0)
-    everything = shape.accumulation * shape.swept_rows * shape.swept_samples
-    everything *= shape.compute_dtype.itemsize
-    if everything > shape.e_budget_bytes and shape.parts.weights.learned:
-        label = f"head.e_budget_bytes={everything} (all of E)"
-        shapes[label] = replace(shape, e_budget_bytes=everything)
+    if shape.e_bytes > shape.e_budget_bytes and shape.parts.weights.learned:
+        label = f"head.e_budget_bytes={shape.e_bytes} (all of E)"
+        shapes[label] = replace(shape, e_budget_bytes=shape.e_bytes)
     sampled = shape
     if not shape.sampled and takes_sampling(shape):
         sampled = replace(shape, parts=replace(shape.parts, candidates=Uniform(SAMPLED_RATE)))
@@ -113,16 +110,10 @@ def remarks(shape: HeadShape, machine: Machine) -> list[str]:
         )
     if time.bound == "FLOP" and shape.compute_dtype == torch.float32 and machine.kind == "cuda":
         out.append("float32 products are the floor: bfloat16 products run on tensor cores")
-    if shape.accumulation > 1 and shape.kept_bytes < full_bytes(shape):
+    if shape.accumulation > 1 and shape.kept_bytes < shape.e_bytes:
         out.append("E of all micro-batches does not fit its budget: the rest is computed again")
     if shape.has_running_maximum:
         out.append(
             "no constant shift fits: a running maximum is kept, with more passes over logits"
         )
     return out
-
-
-def full_bytes(shape: HeadShape) -> int:
-    """All of E."""
-    per_row = shape.swept_samples * shape.compute_dtype.itemsize
-    return shape.accumulation * shape.swept_rows * per_row

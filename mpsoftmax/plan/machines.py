@@ -35,6 +35,10 @@ class Machine:
     """Memory that is not for tensors: CUDA context, NCCL's buffers, the allocator's gaps; an allowance."""
     source: str
 
+    def holds(self, peak_bytes: float) -> bool:
+        """Whether a peak and the reserve stay within its memory."""
+        return peak_bytes + self.reserved <= self.memory
+
 
 def gpu(
     name: str,

@@ -17,7 +17,7 @@ from mpsoftmax.plan.memory import Item, Memory
 from mpsoftmax.plan.shape import HeadShape
 from mpsoftmax.plan.times import HeadTime, head_time
 from mpsoftmax.plan.work import Work, head_work
-from mpsoftmax.train.build import build_net, local_capacity, widest
+from mpsoftmax.train.build import build_net, local_capacity, row_dtype
 from mpsoftmax.train.datasets import open_training_images, sizes_of
 from mpsoftmax.train.duplicates import with_known_pairs
 from mpsoftmax.train.parts import head_parts
@@ -45,7 +45,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the peak and the reserve stay within the device's memory."""
-        return self.memory.peak() + self.machine.reserved <= self.machine.memory
+        return self.machine.holds(self.memory.peak())
 
 
 def class_sizes(config: Config, classes: str | None) -> tuple[int, ...]:
@@ -84,8 +84,9 @@ def head_shape(config: Config, sizes: Sequence[int], world: int, device: str) ->
     head, train = config.head, config.train
     parts = head_parts(with_known_pairs(config, None), list(sizes))
     try:
-        described = Description.of(**parts, untouched=head.untouched, num_classes=sum(sizes))
-        described.check_storage(head.storage)
+        described = Description.of(
+            **parts, untouched=head.untouched, num_classes=sum(sizes), storage=head.storage
+        )
     except ValueError as error:
         raise ValueError(f"head: {error}") from error
     low, high = share(train.batch_size, 0, train.accumulation)
@@ -99,7 +100,7 @@ def head_shape(config: Config, sizes: Sequence[int], world: int, device: str) ->
         accumulation=train.accumulation,
         untouched=head.untouched,
         compute_dtype=getattr(torch, head.compute_dtype),
-        row_dtype=getattr(torch, head.row_dtype or widest(head.compute_dtype)),
+        row_dtype=row_dtype(head),
         e_budget_bytes=head.e_budget_bytes,
         storage=head.storage,
         prefetch=head.storage != "device",

@@ -198,12 +198,18 @@ class HeadShape:
         return fitting // self.block_rows * self.block_rows
 
     @property
+    def e_bytes(self) -> int:
+        """E of all forwards of a step, kept or not."""
+        per_row = self.swept_samples * self.compute_dtype.itemsize
+        return self.accumulation * self.swept_rows * per_row
+
+    @property
     def kept_bytes(self) -> int:
         """E kept over all forwards of a step."""
         per_row = self.swept_samples * self.compute_dtype.itemsize
         budget = self.e_budget_bytes - self.e_budget_bytes % max(1, per_row * self.block_rows)
-        everything = self.accumulation * self.swept_rows * per_row
-        return everything if everything <= self.e_budget_bytes else self.kept_rows and budget
+        fits = self.e_bytes <= self.e_budget_bytes
+        return self.e_bytes if fits else self.kept_rows and budget
 
     def with_classes(self, classes: int) -> "HeadShape":
         """The same head over another number of classes."""

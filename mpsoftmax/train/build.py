@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mpsoftmax.backbones import build_backbone
-from mpsoftmax.config import BackboneConfig, Config, OptimizerConfig
+from mpsoftmax.config import BackboneConfig, Config, HeadConfig, OptimizerConfig
 from mpsoftmax.data.order import share
 from mpsoftmax.data.transforms import DEFAULTS, Transform
 from mpsoftmax.data.transforms import build as build_transforms
@@ -64,7 +64,12 @@ def check_head(config: Config) -> None:
     if section is not None and section.merge is not None:
         read_names(section.merge, MERGE_KEY)
     try:
-        Description.of(**parts, untouched=config.head.untouched, num_classes=sum(sizes))
+        Description.of(
+            **parts,
+            untouched=config.head.untouched,
+            num_classes=sum(sizes),
+            storage=config.head.storage,
+        )
     except ValueError as error:
         raise ValueError(f"head: {error}") from error
 
@@ -137,7 +142,7 @@ def build_head(
             **parts,
             untouched=head.untouched,
             compute_dtype=getattr(torch, head.compute_dtype),
-            row_dtype=getattr(torch, head.row_dtype or widest(head.compute_dtype)),
+            row_dtype=row_dtype(head),
             storage=head.storage,
             storage_dir=storage_folder(config),
             kernel=head.kernel,
@@ -151,9 +156,10 @@ def build_head(
         raise ValueError(f"head: {error}") from error
 
 
-def widest(compute_dtype: str) -> str:
-    """The row dtype where none is given."""
-    return "float64" if compute_dtype == "float64" else "float32"
+def row_dtype(head: HeadConfig) -> torch.dtype:
+    """head.row_dtype; where it is not given, float32, or float64 where the products are."""
+    usual = "float64" if head.compute_dtype == "float64" else "float32"
+    return getattr(torch, head.row_dtype or usual)
 
 
 def storage_folder(config: Config) -> str | None:
