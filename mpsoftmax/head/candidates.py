@@ -62,6 +62,13 @@ def check_rate(part: object, rate: float) -> None:
         raise ValueError(f"{type(part).__name__}.rate: {rate!r}; allowed: 0 < rate <= 1 (all)")
 
 
+def check_filled_rate(part: object, rate: float) -> None:
+    """Raise ValueError unless 0 <= rate <= 1, of candidates that hold the batch's own classes anyway."""
+    if not 0 <= rate <= 1:
+        name = type(part).__name__
+        raise ValueError(f"{name}.rate: {rate!r}; allowed: 0 (positives only) to 1 (all)")
+
+
 @dataclass(frozen=True)
 class Uniform(Candidates):
     """Partial FC: the batch's own classes, filled up with uniform negatives of every shard.
@@ -76,8 +83,7 @@ class Uniform(Candidates):
 
     def __post_init__(self) -> None:
         """Check the rate."""
-        if not 0 <= self.rate <= 1:
-            raise ValueError(f"Uniform.rate: {self.rate!r}; allowed: 0 (positives only) to 1 (all)")
+        check_filled_rate(self, self.rate)
 
     def draw(self, num_local: int, positives: np.ndarray, key: Key) -> np.ndarray:
         """See Candidates.draw: contains `positives`."""
@@ -106,10 +112,7 @@ class UniformBlocks(Candidates):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if not 0 <= self.rate <= 1:
-            raise ValueError(
-                f"UniformBlocks.rate: {self.rate!r}; allowed: 0 (positives only) to 1 (all)"
-            )
+        check_filled_rate(self, self.rate)
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise ValueError(
                 f"UniformBlocks.size: {self.size!r}; allowed: a whole number of classes >= 1"
@@ -125,10 +128,7 @@ class UniformBlocks(Candidates):
         num_blocks = -(-(num_local + phase) // self.size)
         chosen = sample_without_replacement(num_blocks, min(wanted, num_blocks), stream)
         drawn = (chosen[:, None] * self.size - phase + np.arange(self.size)).reshape(-1)
-        drawn = drawn[(drawn >= 0) & (drawn < num_local)]
-        place = np.searchsorted(drawn, positives)
-        inside = drawn[np.minimum(place, drawn.size - 1)] == positives
-        return np.insert(drawn, place[~inside], positives[~inside])
+        return np.union1d(drawn[(drawn >= 0) & (drawn < num_local)], positives)
 
 
 BATCH_LABELS = ("drawn", "excluded", "included")

@@ -100,14 +100,15 @@ class ClassTable:
         self._history = StepHistory(1 + len(rule.buffers))
 
     def _open_store(self, directory: tuple[Path, int] | None) -> DenseStore | MappedStore:
+        seed, std = self._seed, self._init_std
         offset, num_states = self.start * self.num_centres, len(self.rule.buffers)
         numbers = (self.num_rows, self.dim, num_states, self.dtype, self.device)
 
         def initial_range(first: int, last: int) -> np.ndarray:
-            return initial_rows(offset + first, offset + last, self.dim, self._seed, self._init_std)
+            return initial_rows(offset + first, offset + last, self.dim, seed, std)
 
         def initial_of(index: np.ndarray) -> np.ndarray:
-            return initial_rows_of(index + offset, self.dim, self._seed, self._init_std)
+            return initial_rows_of(index + offset, self.dim, seed, std)
 
         if self.storage == "mapped":
             assert directory is not None
@@ -373,7 +374,7 @@ class ClassTable:
         self._held = None
         first = self.start * self.num_centres
         mine = (tensors["ids"] >= first) & (tensors["ids"] < first + self.num_rows)
-        self._start_afresh()
+        self.store.clear()
         index = (tensors["ids"][mine] - first).to(self.device)
         parts = [tensors[name][mine].to(self.device) for name in self.names]
         self._write(index, parts[:-1], parts[-1])
@@ -389,18 +390,6 @@ class ClassTable:
             high = min(low + INIT_CHUNK_ROWS, self.num_rows)
             parts = [tensor[low:high] for tensor in flat]
             self.store.write(slice(low, high), parts[:-1], parts[-1][:, 0])
-
-    def _start_afresh(self) -> None:
-        """Initial rows, no state, step 0."""
-        if isinstance(self.store, MappedStore):
-            self.store.clear()
-            return
-        for low in range(0, self.num_rows, INIT_CHUNK_ROWS):
-            high, offset = min(low + INIT_CHUNK_ROWS, self.num_rows), self.start * self.num_centres
-            rows = initial_rows(offset + low, offset + high, self.dim, self._seed, self._init_std)
-            self.store.weight[low:high] = torch.from_numpy(rows)
-        for tensor in (*self.store.states, self.store.row_step):
-            tensor.zero_()
 
     def progress(self) -> dict[str, Tensor]:
         """What all ranks share: `num_steps` int64 [], `step_log` float64 [steps, k] (lazy tables)."""

@@ -51,6 +51,10 @@ class RowStore(Protocol):
         """Overwrite rows; the parts are cast to the store's dtype (rounded to nearest)."""
         ...
 
+    def clear(self) -> None:
+        """Initial rows, no state, step 0."""
+        ...
+
 
 class DenseStore:
     """All rows in memory, on the device or on the host.
@@ -86,10 +90,21 @@ class DenseStore:
             return torch.zeros(num_rows, dim, dtype=dtype, device=where, pin_memory=pinned)
 
         self.weight, self.states = rows(), [rows() for _ in range(num_states)]
-        for first in range(0, num_rows, chunk):
-            last = min(first + chunk, num_rows)
-            self.weight[first:last] = torch.from_numpy(initial(first, last))
         self.row_step = torch.zeros(num_rows, dtype=torch.int64, device=where)
+        self._initial, self._chunk = initial, chunk
+        self._start()
+
+    def _start(self) -> None:
+        num_rows = self.weight.shape[0]
+        for first in range(0, num_rows, self._chunk):
+            last = min(first + self._chunk, num_rows)
+            self.weight[first:last] = torch.from_numpy(self._initial(first, last))
+
+    def clear(self) -> None:
+        """See RowStore."""
+        self._start()
+        for tensor in (*self.states, self.row_step):
+            tensor.zero_()
 
     def read(self, where: Where) -> tuple[list[Tensor], Tensor]:
         """See RowStore."""
@@ -255,15 +270,11 @@ class MappedStore:
         return torch.nonzero(self._places)[:, 0]
 
     def clear(self) -> None:
-        """Forget every row: all are initial again, and the disk is given back."""
-        self._places.zero_()
+        """See RowStore; the disk is given back."""
+        self._places = torch.zeros_like(self._places)  # untouched pages take no memory
         self._num = 0
         os.ftruncate(self._descriptor, 0)
         os.ftruncate(self._descriptor, self._records.numel() * self._records.element_size())
-
-    def disk_bytes(self) -> int:
-        """Bytes that the file takes on the disk."""
-        return os.fstat(self._descriptor).st_blocks * 512
 
     def _listed(self, where: Where) -> Tensor:
         if isinstance(where, slice):

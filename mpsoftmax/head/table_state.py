@@ -32,10 +32,16 @@ def table_state(table: ClassTable, comm: Comm) -> dict[str, Tensor]:
     return {**rows, **table.progress()}
 
 
+def saved_ranks(names: Iterable[str]) -> list[str]:
+    """The ranks that wrote touched rows, among the names of a state."""
+    return sorted({name.split(".")[1] for name in names if name.startswith(TOUCHED)})
+
+
 def table_names(table: ClassTable, saved: Iterable[str]) -> list[str]:
     """The names that a saved state must have: those of all rows, or of the ranks that wrote touched ones."""
-    ranks = sorted({name.split(".")[1] for name in saved if name.startswith(TOUCHED)})
-    names = [f"{TOUCHED}{rank}.{name}" for rank in ranks for name in ("ids", *table.names)]
+    names = [
+        f"{TOUCHED}{rank}.{name}" for rank in saved_ranks(saved) for name in ("ids", *table.names)
+    ]
     return [*(names or table.names), *table.progress()]
 
 
@@ -48,7 +54,7 @@ def load_table_state(table: ClassTable, state: Mapping[str, Any]) -> None:
     progress = {name: state[name] for name in table.progress()}
     table.check_progress(**progress)
     # Nothing is overwritten before everything fits.
-    if any(name.startswith(TOUCHED) for name in state):
+    if saved_ranks(state):
         table.restore(touched_rows(table, state))
     else:
         parts = {name: local_part(table, name, state[name]) for name in table.names}
@@ -58,8 +64,7 @@ def load_table_state(table: ClassTable, state: Mapping[str, Any]) -> None:
 
 def touched_rows(table: ClassTable, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Existing rows of all saved ranks in `state`, one after the other."""
-    ranks = sorted({name.split(".")[1] for name in state if name.startswith(TOUCHED)})
-    found = {}
+    ranks, found = saved_ranks(state), {}
     for name in ("ids", *table.names):
         found[name] = torch.cat([state[f"{TOUCHED}{rank}.{name}"] for rank in ranks])
         width = found[name].shape[1:]

@@ -158,6 +158,23 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def checkpoint_of(field: str, model: str, comm: Comm) -> Path:
+    """The checkpoint directory meant by a run folder or by itself.
+
+    Raises:
+        ValueError: neither; names the field.
+    """
+    path = Path(model)
+    if (path / "state.json").is_file():
+        return path
+    latest = Checkpoints(path / "checkpoints", comm).latest()
+    if latest is None:
+        raise ValueError(
+            f"{field}: {model}: neither a run folder with checkpoints/latest nor a checkpoint"
+        )
+    return latest
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the entries of a directory are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)

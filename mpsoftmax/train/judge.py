@@ -6,10 +6,9 @@ from typing import Any
 from mpsoftmax.comm import Comm
 from mpsoftmax.config import from_tree
 from mpsoftmax.train.build import build_net
-from mpsoftmax.train.checkpoint import read_state
+from mpsoftmax.train.checkpoint import checkpoint_of, read_state
 from mpsoftmax.train.evaluation import Evaluator, baseline, glyph_recall, verify_set
 from mpsoftmax.train.inputs import training_device
-from mpsoftmax.train.start import checkpoint_of
 from mpsoftmax.train.state import load_backbone
 
 

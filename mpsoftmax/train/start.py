@@ -12,27 +12,10 @@ from mpsoftmax.comm import Comm, local_rows
 from mpsoftmax.config import Config
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.weights import ClassCentres
-from mpsoftmax.train.checkpoint import Checkpoints, read_state, read_tensors, stored_tensors
-from mpsoftmax.train.state import HEAD, head_parts, load_backbone
+from mpsoftmax.train.checkpoint import checkpoint_of, read_state, read_tensors, stored_tensors
+from mpsoftmax.train.state import HEAD, load_backbone, parts_to_load
 
 ROWS_AT_ONCE = 65_536
-
-
-def checkpoint_of(field: str, model: str, comm: Comm) -> Path:
-    """The checkpoint directory meant by a run folder or by itself.
-
-    Raises:
-        ValueError: neither; names the field.
-    """
-    path = Path(model)
-    if (path / "state.json").is_file():
-        return path
-    latest = Checkpoints(path / "checkpoints", comm).latest()
-    if latest is None:
-        raise ValueError(
-            f"{field}: {model}: neither a run folder with checkpoints/latest nor a checkpoint"
-        )
-    return latest
 
 
 def start_from(config: Config, net: nn.Module, head: ModelParallelSoftmax, comm: Comm) -> list[str]:
@@ -90,7 +73,7 @@ def load_class_rows(
             f"checkpoint {path} has {num_classes} classes; allowed: {head.num_classes}, as data.train has"
         )
     stored = stored_tensors(path)
-    parts = head_parts(stored, head, comm, saved_world)
+    parts = parts_to_load(stored, head, comm, saved_world)
     wanted = {
         HEAD + name: torch.empty_like(value)
         for name, value in parts.items()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mpsoftmax.comm import Comm, is_sharded
 from mpsoftmax.head.class_table import local_range
 from mpsoftmax.head.head import ModelParallelSoftmax
-from mpsoftmax.head.table_state import TOUCHED
+from mpsoftmax.head.table_state import TOUCHED, saved_ranks
 from mpsoftmax.train.checkpoint import (
     TensorStorageMetadata,
     empty_like_stored,
@@ -82,7 +82,7 @@ def load_run_state(
         mine = name.startswith(RNG) and name.endswith(f".{comm.rank}")
         if name.startswith(OPTIMIZER) or mine:
             wanted[name] = empty_like_stored(stored[name])
-    parts = head_parts(stored, head, comm, state["world"])
+    parts = parts_to_load(stored, head, comm, state["world"])
     for name, value in parts.items():
         saved = stored.get(HEAD + name)
         if name not in GROWING:
@@ -96,7 +96,7 @@ def load_run_state(
     return state
 
 
-def head_parts(
+def parts_to_load(
     stored: Mapping[str, TensorStorageMetadata],
     head: ModelParallelSoftmax,
     comm: Comm,
@@ -122,19 +122,18 @@ def head_parts(
 def touched_names(
     stored: Iterable[str], num_classes: int, local: tuple[int, int], saved_world: int
 ) -> list[str]:
-    """Parts of a mapped table that hold classes of `local`: those of saved ranks whose ranges overlap."""
+    """Parts of a mapped table that hold classes of `local`: those of saved ranks whose ranges overlap.
+
+    A rank without classes takes the first's and keeps none of its rows.
+    """
     names = [name.removeprefix(HEAD) for name in stored if name.startswith(HEAD + TOUCHED)]
-    by_rank: dict[int, list[str]] = {}
-    for name in names:
-        by_rank.setdefault(int(name.split(".")[1]), []).append(name)
-    found = []
-    for rank, parts in by_rank.items():
-        first, last = local_range(num_classes, saved_world, rank)
-        if first < local[1] and local[0] < last:
-            found += parts
-    return found or next(
-        iter(by_rank.values()), []
-    )  # a rank without classes takes none of its rows
+    ranks = saved_ranks(names)
+    ranges = {rank: local_range(num_classes, saved_world, int(rank)) for rank in ranks}
+    overlapping = [
+        rank for rank, (first, last) in ranges.items() if first < local[1] and local[0] < last
+    ]
+    wanted = overlapping or ranks[:1]
+    return [name for name in names if saved_ranks([name])[0] in wanted]
 
 
 def check_optimizer(
