@@ -10,12 +10,8 @@ checkpoint: its size, time, and whether a second head that loads it takes the sa
 """
 
 import argparse
-import csv
-import datetime
 import json
-import os
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -25,14 +21,11 @@ import torch.distributed.checkpoint as dcp  # noqa: TID251
 from torch import Tensor
 
 from mpsoftmax import ArcFace, ModelParallelSoftmax, RowSGD, Uniform
+from mpsoftmax.bench import record
+from mpsoftmax.bench.resident import resident_bytes
+from mpsoftmax.train.checkpoint import empty_like_stored, read_tensors, stored_tensors
 
 ROUNDS, RESUMED_STEPS = 3, 8
-
-
-def anonymous_mib() -> float:
-    """RssAnon of this process in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
 def disk_mib(folder: Path) -> float:
@@ -97,7 +90,7 @@ def train(
         head.step()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - began)
-        memory = max(memory, anonymous_mib())
+        memory = max(memory, resident_bytes("RssAnon") / 2**20)
     return losses, seconds, memory
 
 
@@ -113,19 +106,15 @@ def measure(arguments: argparse.Namespace, classes: int, scratch: Path) -> dict[
     state = head.state_dict()
     num_rows, on_disk = state["touched.0.ids"].numel(), disk_mib(rows)
     dcp.save(state, checkpoint_id=saved)
-    saved_s, memory = time.perf_counter() - began, max(memory, anonymous_mib())
+    saved_s, memory = time.perf_counter() - began, max(memory, resident_bytes("RssAnon") / 2**20)
     following, *_ = train(head, stream, end, end + RESUMED_STEPS)
     del state
     other = new_head(arguments, classes, scratch / "other")
     began = time.perf_counter()
-    stored = dcp.FileSystemReader(saved).read_metadata().state_dict_metadata
-    wanted = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in stored.items()
-    }
-    dcp.load(wanted, checkpoint_id=saved)
+    wanted = {name: empty_like_stored(entry) for name, entry in stored_tensors(saved).items()}
+    read_tensors(saved, wanted)
     other.load_state_dict(wanted)
-    loaded_s, memory = time.perf_counter() - began, max(memory, anonymous_mib())
+    loaded_s, memory = time.perf_counter() - began, max(memory, resident_bytes("RssAnon") / 2**20)
     resumed, _, more = train(other, stream, end, end + RESUMED_STEPS)
     rounds = [
         round(statistics.fmean(losses[k * stream.steps : (k + 1) * stream.steps]), 3)
@@ -153,30 +142,6 @@ def measure(arguments: argparse.Namespace, classes: int, scratch: Path) -> dict[
     }
 
 
-def environment() -> dict[str, object]:
-    """What the figures depend on besides the code."""
-    cpu = next(
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {
-        "threads": torch.get_num_threads(),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "cpu": cpu,
-        "torch": torch.__version__,
-        "commit": commit,
-        "date": datetime.date.today().isoformat(),
-    }
-
-
 def main() -> None:
     """Measure every number of classes; print and append a row each."""
     parser = argparse.ArgumentParser(description="The head at very many classes, rows in a file")
@@ -192,15 +157,10 @@ def main() -> None:
     arguments = parser.parse_args()
     for classes in arguments.classes:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
-            row = {**measure(arguments, classes, Path(scratch)), **environment()}
+            row = {**measure(arguments, classes, Path(scratch)), **record.machine()}
         print("\n".join(f"{key:16} {value}" for key, value in row.items()), "\n", flush=True)
         if arguments.out is not None:
-            new = not arguments.out.exists()
-            with arguments.out.open("a", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(row))
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            record.append(arguments.out, [row])
 
 
 if __name__ == "__main__":

@@ -10,12 +10,10 @@ import pickle
 import subprocess
 import sys
 import tempfile
-import traceback
-from multiprocessing.connection import Client, Listener
-from pathlib import Path
+from multiprocessing.connection import Listener
 
 import torch
-from rank_pool import load_function
+from rank_pool import load_function, serve
 
 JOB_TIMEOUT_S = 110.0
 
@@ -62,23 +60,10 @@ class LoneWorker:
         self._process = self._connection = None
 
 
-def serve(address: str) -> None:
-    """Run jobs until the parent is gone."""
-    torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    with Client(address, "AF_UNIX") as connection:
-        while True:
-            try:
-                source, name, kwargs = pickle.loads(connection.recv_bytes())
-            except EOFError:
-                return
-            try:
-                data = io.BytesIO()
-                torch.save(load_function(source, name)(**kwargs), data)
-                connection.send((True, data.getvalue()))
-            except Exception:
-                connection.send((False, traceback.format_exc()))
+def run_job(source: str, name: str, kwargs: dict):
+    """One function of a test file."""
+    return load_function(source, name)(**kwargs)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], run_job)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
@@ -107,8 +108,8 @@ def run_job(store: str, world: int, rank: int, source: str, name: str, kwargs: d
         dist.destroy_process_group()
 
 
-def worker(address: str) -> None:
-    """Serve jobs until the parent is gone."""
+def serve(address: str, run: Callable) -> None:
+    """Answer jobs, the pickled arguments of `run`, until the parent is gone."""
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     with Client(address, "AF_UNIX") as connection:
@@ -119,11 +120,11 @@ def worker(address: str) -> None:
                 return
             try:
                 data = io.BytesIO()
-                torch.save(run_job(*pickle.loads(job)), data)
+                torch.save(run(*pickle.loads(job)), data)
                 connection.send((True, data.getvalue()))
             except Exception:
                 connection.send((False, traceback.format_exc()))
 
 
 if __name__ == "__main__":
-    worker(sys.argv[1])
+    serve(sys.argv[1], run_job)

@@ -11,10 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plan_cases import Case
 
-
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+from mpsoftmax.bench.resident import peak_bytes, resident_bytes
 
 
 def step(head, features, labels):
@@ -35,15 +32,17 @@ def main(case):
     gc.collect()
     trim = ctypes.CDLL("libc.so.6").malloc_trim
     trim(0)
-    before = resident("VmRSS")
+    before = resident_bytes("VmRSS")
     head = case.head()
     gc.collect()
     trim(0)
     labels = torch.randint(0, case.classes, (case.batch,))
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
-    for _ in range(3):
-        step(head, features, labels)
-    print(resident("VmHWM") - before)
+
+    def steps():
+        for _ in range(3):
+            step(head, features, labels)
+
+    print(peak_bytes(steps) - before)
 
 
 if __name__ == "__main__":
