@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from runs import assert_equal_states, lines, losses, settings, train
+from small_runs import assert_equal_states, lines, losses, settings, train
 
 from mpsoftmax.comm import Comm
 from mpsoftmax.train.centres import PASS_BATCH

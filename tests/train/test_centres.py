@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import assert_equal_states, lines, losses, settings, train
+from small_runs import assert_equal_states, lines, losses, settings, train
 from torch.nn.functional import normalize
 
 from mpsoftmax.comm import Comm

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import (
+from small_runs import (
     BASE,
     Interrupted,
     assert_equal_states,

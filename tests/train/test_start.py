@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import settings, train
+from small_runs import settings, train
 
 from mpsoftmax.comm import Comm
 from mpsoftmax.train.loop import Trainer
