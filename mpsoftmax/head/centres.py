@@ -37,6 +37,29 @@ def class_sums(features: Tensor, own: Tensor) -> ClassSums:
     return ClassSums(classes, sums, counts.to(features.dtype), inverse)
 
 
+def angle_to_means(features: Tensor, labels: Tensor, cosine: Tensor) -> Tensor:
+    """Mean angle in radians between a class's row and the mean of its features in a batch.
+
+    Where a class has few samples this is more than the angle to its centre: that of one sample is its own.
+    Needs no row: <w, sum f> is the sum of |f| times the target cosine.
+
+    Args:
+        features: [n, D] what class centres average, of all ranks.
+        labels: int64 [n].
+        cosine: [n] target cosines.
+
+    Returns:
+        Scalar, the mean over the batch's classes; 0 where n is 0.
+    """
+    classes, inverse = torch.unique(labels, return_inverse=True)
+    sums = features.new_zeros(classes.numel(), features.shape[1]).index_add_(0, inverse, features)
+    along = features.new_zeros(classes.numel())
+    along.index_add_(0, inverse, features.norm(dim=1) * cosine.to(features))
+    # A mean of zero has no direction: right angle.
+    of_class = along / sums.norm(dim=1).clamp_min(torch.finfo(features.dtype).tiny)
+    return torch.arccos(of_class.clamp(-1.0, 1.0)).sum() / max(1, classes.numel())
+
+
 def moved_centres(rule: ClassCentres, centres: Tensor, seen: Tensor, batch: ClassSums) -> Tensor:
     """Centres [u, D] after one step.
 

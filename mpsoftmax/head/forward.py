@@ -19,7 +19,7 @@ from torch import Tensor
 from mpsoftmax.comm import Comm
 from mpsoftmax.head.baskets import Miner
 from mpsoftmax.head.candidates import Candidates
-from mpsoftmax.head.centres import class_sums
+from mpsoftmax.head.centres import angle_to_means, class_sums
 from mpsoftmax.head.class_table import ClassTable
 from mpsoftmax.head.derivatives import Derivatives, Reduced, differentiate
 from mpsoftmax.head.exchange import GlobalBatch
@@ -124,6 +124,10 @@ def run(parts: Parts, batch: GlobalBatch, *, num_draws: int, training: Room | No
         context = with_counts(context, counts)
     derivatives = differentiate(parts.objective, reduced, batch.norm, context)
     derivatives.statistics.update(statistics(parts, counts, basket, chosen))
+    if isinstance(parts.weights, ClassCentres):
+        averaged = centre_features(parts.weights, batch.unit.to(batch.norm.dtype), batch.norm)
+        angle = angle_to_means(averaged, labels, reduced.cosine)
+        derivatives.statistics["centre_angle_rad"] = angle
     return Forward(
         derivatives=derivatives,
         reduced=reduced,

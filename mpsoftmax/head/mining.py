@@ -85,18 +85,26 @@ class Threshold(Rule):
 
 @dataclass(frozen=True)
 class TargetRelative(Rule):
-    """R2: classes of other baskets whose cosine is more than delta below the target's."""
+    """R2: classes of other baskets with a cosine below kappa t - delta, t the target's.
+
+    delta = 0 with kappa < 1 gives the form kappa t.
+    """
 
     needs_target: ClassVar[bool] = True
     delta: float = 0.2
+    kappa: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check delta."""
+        """Check the fields."""
         check_cosine(self, "delta", 0.0, 2.0)
+        if not 0.0 < self.kappa <= 1.0:
+            raise ValueError(
+                f"TargetRelative.kappa: {self.kappa!r}; allowed: 0 < kappa <= 1 (factor of the target cosine)"
+            )
 
     def limit(self, t: Tensor) -> Tensor:
         """See Rule.limit."""
-        return t - self.delta
+        return self.kappa * t - self.delta
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,10 @@ def test_constructor_names_field_value_and_choice(arguments, message):
         (lambda: mp.ClassCentres(refresh_every=1.5), r"ClassCentres\.refresh_every: 1\.5"),
         (lambda: mp.Threshold(1.5), r"Threshold\.tau: 1\.5"),
         (lambda: mp.TargetRelative(-0.1), r"TargetRelative\.delta: -0\.1"),
+        (
+            lambda: mp.TargetRelative(kappa=0.0),
+            r"TargetRelative\.kappa: 0\.0; allowed: 0 < kappa <= 1",
+        ),
         (lambda: mp.TopOne(-1.5), r"TopOne\.tau: -1\.5"),
         (lambda: mp.TopK(0), r"TopK\.k: 0"),
         (lambda: mp.TopK(True), r"TopK\.k: True"),

@@ -39,6 +39,8 @@ RULES = {
     "R1 below 0.1": (mp.Threshold(0.1), WITHOUT_02, 3),
     "R2 below 0.4": (mp.TargetRelative(0.2), WITHOUT_08_05, 2),
     "R2 below 0.15": (mp.TargetRelative(0.45), WITHOUT_02, 3),
+    "R2 below half of 0.6": (mp.TargetRelative(0.0, kappa=0.5), WITHOUT_08_05, 2),
+    "R2 below a sixth of 0.6": (mp.TargetRelative(0.0, kappa=1 / 6), WITHOUT_02, 3),
     "R3 the nearest if above 0.6": (mp.TopOne(0.6), WITHOUT_08, 1),
     "R3 the nearest if above 0.3": (mp.TopOne(0.3), WITHOUT_08_05, 2),
     "R4 the nearest": (mp.TopK(1), WITHOUT_08_05, 2),

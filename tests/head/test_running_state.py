@@ -147,3 +147,34 @@ def test_every_micro_batch_moves_the_average(ranks, name):
     for once, twice in results:
         torch.testing.assert_close(once, twice, rtol=1e-12, atol=0)
         assert torch.equal(once, results[0][0])
+
+
+def angles(features, **axes):
+    """The statistic of two steps, the angles it should be by the rows themselves, and classes of the batch."""
+    weights = mp.ClassCentres(features=features)
+    head = head_after(3, objective=mp.CosFace(), weights=weights, **axes)
+    out = []
+    for step in (3, 4):
+        stream = torch.Generator().manual_seed(step)
+        samples = torch.randn(8, DIM, generator=stream, dtype=torch.float64) * 20
+        labels = torch.randint(0, CLASSES, (8,), generator=stream)
+        if features == "normalised":
+            samples /= samples.norm(dim=1, keepdim=True)
+        classes = labels.unique()
+        means = torch.stack([samples[labels == label].mean(0) for label in classes])
+        rows = head.class_rows(classes)
+        cosine = torch.nn.functional.cosine_similarity(rows, means)
+        cosine[~head._seen(classes)] = 1.0  # a new class's centre is its mean in this batch
+        go_on(head, [step])
+        out.append((head.last_stats["centre_angle_rad"].item(), cosine.arccos().mean().item()))
+    return out
+
+
+@pytest.mark.parametrize("features", ["normalised", "raw"])
+@pytest.mark.parametrize("world", [1, 3])
+def test_the_angle_between_rows_and_batch_means(ranks, world, features):
+    """From target cosines alone, alike on all ranks, in forward order: before the rows move."""
+    for result in ranks.run(angles, world, features=features, candidates=mp.Uniform(0.5)):
+        for measured, expected in result:
+            assert measured == pytest.approx(expected, rel=1e-6)
+            assert measured > 0.1

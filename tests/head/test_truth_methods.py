@@ -16,6 +16,7 @@ RULES = [
     ("own",),
     ("threshold", 0.15),
     ("target_relative", 0.2),
+    ("target_relative", 0.05, 0.6),
     ("top_one", 0.3),
     ("top_k", 1),
     ("top_k", 3),

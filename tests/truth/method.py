@@ -156,4 +156,4 @@ def constants(method, t):
     if method.baskets and rule[0] in ("threshold", "top_one"):
         yield 0 * t + rule[1]
     if method.baskets and rule[0] == "target_relative":
-        yield t - rule[1]
+        yield (*rule, 1.0)[2] * t - rule[1]

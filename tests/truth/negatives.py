@@ -34,7 +34,8 @@ def mined(sample, rule, cosine, target, others, baskets):
     if name == "threshold":
         return {j for j in others if cosine[j] < numbers[0]}
     if name == "target_relative":
-        return {j for j in others if cosine[j] < target - numbers[0]}
+        delta, kappa = (*numbers, 1.0)[:2]
+        return {j for j in others if cosine[j] < kappa * target - delta}
     if name == "hardest":
         num, after = numbers
         left = mined(sample, after, cosine, target, others, baskets)
