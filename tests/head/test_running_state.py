@@ -150,7 +150,7 @@ def test_every_micro_batch_moves_the_average(ranks, name):
 
 
 def angles(features, **axes):
-    """The statistic of two steps, the angles it should be by the rows themselves, and classes of the batch."""
+    """The statistic of two steps, and the angles it should be, from the rows themselves."""
     weights = mp.ClassCentres(features=features)
     head = head_after(3, objective=mp.CosFace(), weights=weights, **axes)
     out = []
