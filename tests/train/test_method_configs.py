@@ -1,4 +1,4 @@
-"""Every configuration of configs/methods on its real data, a few steps of it, with the figures its user watches."""
+"""Every configuration of configs/methods on its real data, a few steps of it, and what its user watches."""
 
 import math
 
