@@ -1,7 +1,6 @@
-"""Which kernel runs: by name, or `auto`."""
+"""Which kernel runs."""
 
 import importlib.util
-import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -34,8 +33,6 @@ class Kernel(Protocol):
         ...
 
 
-logger = logging.getLogger(__name__)
-
 KERNELS = ("auto", "blocked", "reference", "triton")
 LEAST_CAPABILITY = (8, 0)  # bfloat16 tensor cores
 
@@ -43,33 +40,33 @@ LEAST_CAPABILITY = (8, 0)  # bfloat16 tensor cores
 def select(name: str, device: torch.device | None = None) -> Kernel:
     """The kernel of that name.
 
-    `auto` is `triton` on a CUDA device where it can run and, on a small problem, agrees with `reference`
-    (asked once a process; a warning says where it does not), else `blocked`. Within `triton` a problem's
-    shape and dtypes decide its way: mpsoftmax.kernels.triton_launch.way_of.
+    `auto` is `blocked`, on every device: nobody has measured Triton's kernels on hardware yet, so they run
+    for who asks for them (docs/kernels.md). Within `triton` a problem's shape and dtypes decide its way:
+    mpsoftmax.kernels.triton_launch.way_of.
 
     Args:
         name: One of KERNELS.
         device: Where the rows live; default CPU.
 
     Raises:
-        ValueError: `name` is not one of KERNELS, or is `triton` where it cannot run.
+        ValueError: `name` is not one of KERNELS; or is `triton` where it cannot run, or where it and
+            `reference` do not agree on a small problem (asked once a process and device).
     """
     if name not in KERNELS:
         raise ValueError(f"kernel: {name!r} is not known; allowed: {', '.join(KERNELS)}")
-    if name in ("blocked", "reference"):
+    if name != "triton":
         return reference if name == "reference" else blocked
     device = torch.device("cpu") if device is None else device
     obstacle = triton_obstacle(device)
-    if name == "triton" and obstacle:
-        raise ValueError(f"kernel: 'triton' {obstacle}; allowed here: auto, blocked, reference")
-    if obstacle or (name == "auto" and device.type != "cuda"):
-        return blocked
-    from mpsoftmax.kernels import triton_check, triton_sweep
+    if obstacle is None and device.type == "cuda":
+        from mpsoftmax.kernels import triton_check
 
-    trouble = triton_check.disagreement(device) if name == "auto" else None
-    if trouble is not None:
-        logger.warning("kernel: auto is blocked on %s: triton %s", device, trouble)
-        return blocked
+        trouble = triton_check.disagreement(device)
+        obstacle = None if trouble is None else f"on {str(device)!r} {trouble}"
+    if obstacle is not None:
+        raise ValueError(f"kernel: 'triton' {obstacle}; allowed here: auto, blocked, reference")
+    from mpsoftmax.kernels import triton_sweep
+
     return triton_sweep
 
 

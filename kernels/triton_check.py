@@ -1,4 +1,4 @@
-"""Whether the Triton kernels agree with `reference` on the device at hand: asked before `auto` takes them.
+"""Whether the Triton kernels agree with `reference` on the device at hand: asked before they are taken.
 
 They were written and tested without a GPU (docs/kernels.md): the first run on a kind of hardware is this one.
 """

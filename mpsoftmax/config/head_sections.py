@@ -73,8 +73,7 @@ class HeadConfig:
     storage_dir: str | None = None
     """Folder of the mapped file, which is scratch; null: RUN/rows."""
     kernel: Literal["auto", "blocked", "reference", "triton"] = "auto"
-    """Which kernel sweeps the classes: auto, blocked, reference, triton; auto is triton on NVIDIA GPUs
-    where it passes a check, else blocked."""
+    """Which kernel sweeps the classes: auto (blocked), blocked, reference, triton ([kernels](kernels.md))."""
     e_budget_bytes: int = 2**30
     """Bytes of exponentials kept between forward and update; the rest is recomputed."""
     init_std: float = 0.01

@@ -225,7 +225,7 @@ def test_select():
 
 
 def test_triton_needs_a_gpu():
-    """By name it is refused where it cannot run; `auto` takes blocked there."""
+    """By name it is refused where it cannot run; `auto` is blocked."""
     with pytest.raises(ValueError, match=r"kernel: 'triton' needs .*; allowed here: auto, blocked"):
         select.select("triton")
     with pytest.raises(ValueError, match=r"kernel: 'triton' needs "):

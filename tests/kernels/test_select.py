@@ -1,4 +1,4 @@
-"""The name `triton`, where its kernels can run, and the check `auto` makes before it takes them."""
+"""The name `triton`, where its kernels can run, and the check that is made before they are taken."""
 
 import torch
 
@@ -6,7 +6,7 @@ CPU = torch.device("cpu")
 
 
 def by_name():
-    """Under the interpreter the name is the module; `auto` on a CPU stays with blocked."""
+    """Under the interpreter the name is the module; `auto` is blocked."""
     from mpsoftmax.kernels import blocked, select, triton_sweep
 
     assert select.select("triton", CPU) is triton_sweep
@@ -31,29 +31,27 @@ def check_finds_faults():
         triton_sweep.add_sums, triton_sweep.logits_kernel = sound
 
 
-def falls_back():
-    """`auto` on a device that Triton fails on is blocked, with a warning."""
-    import logging
+def refuses():
+    """By name, on a GPU where it cannot run or disagrees: an error with the reason."""
+    import pytest
 
     from mpsoftmax.kernels import blocked, select, triton_check, triton_sweep
 
-    heard = []
-    handler = logging.Handler()
-    handler.emit = lambda record: heard.append(record.getMessage())
-    select.logger.addHandler(handler)
-    kept = select.triton_obstacle, triton_check.disagreement
     gpu = torch.device("cuda", 0)
+    kept = select.triton_obstacle, triton_check.disagreement
     try:
         select.triton_obstacle = lambda device: None
         triton_check.disagreement = lambda device: "disagrees"
         assert select.select("auto", gpu) is blocked
-        assert heard == ["kernel: auto is blocked on cuda:0: triton disagrees"]
+        with pytest.raises(ValueError, match="kernel: 'triton' on 'cuda:0' disagrees; allowed here: auto"):
+            select.select("triton", gpu)
         triton_check.disagreement = lambda device: None
-        assert select.select("auto", gpu) is triton_sweep
-        assert len(heard) == 1
+        assert select.select("triton", gpu) is triton_sweep
+        select.triton_obstacle = lambda device: "needs more"
+        with pytest.raises(ValueError, match="kernel: 'triton' needs more; allowed here: auto"):
+            select.select("triton", gpu)
     finally:
         select.triton_obstacle, triton_check.disagreement = kept
-        select.logger.removeHandler(handler)
 
 
 def test_by_name(interpreter):
@@ -64,5 +62,5 @@ def test_check_finds_faults(interpreter):
     interpreter.run(check_finds_faults)
 
 
-def test_auto_falls_back(interpreter):
-    interpreter.run(falls_back)
+def test_refuses(interpreter):
+    interpreter.run(refuses)
