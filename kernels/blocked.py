@@ -23,9 +23,11 @@ from torch import Tensor
 
 from mpsoftmax.kernels.masking import nearest_rows, negatives_of, strangers
 from mpsoftmax.kernels.problem import (
+    OnSums,
     Problem,
     Swept,
     finite,
+    ignored,
     no_counts,
     row_factors,
 )
@@ -43,7 +45,12 @@ def block_size(dim: int, dtype: torch.dtype, device: torch.device) -> int:
 
 
 def sweep(
-    problem: Problem, *, want_pull: bool, keep_bytes: int, spare: Tensor | None = None
+    problem: Problem,
+    *,
+    want_pull: bool,
+    keep_bytes: int,
+    spare: Tensor | None = None,
+    on_sums: OnSums = ignored,
 ) -> Swept:
     """Sum over the candidate rows, block by block (see mpsoftmax.kernels.problem).
 
@@ -53,6 +60,8 @@ def sweep(
         keep_bytes: Bytes that may be kept for `class_gradient`; the rest is recomputed.
         spare: The `kept` of an earlier sweep that nobody reads any more, used again if it is of the right
             size, else freed: fresh pages from the operating system cost more than all exponentials.
+        on_sums: Called once with the answer when total, maximum and counts are final, before the last
+            product: a collective that it starts runs beside that.
 
     Returns:
         The sums and the kept part.
@@ -78,10 +87,14 @@ def sweep(
         else:
             entries = online_maximum(entries, answer, answer.maximum, start)
             total += torch.sum(entries, 0, dtype=dtype)
+        if stop == num_rows:
+            on_sums(answer)
         if pull is not None:
             if used_as_they_are(problem):
                 entries.mul_(factor[:, None])
             accumulate_pull(pull, entries, rows)
+    if not num_rows:
+        on_sums(answer)
     return answer
 
 

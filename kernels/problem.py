@@ -19,6 +19,7 @@ for everyone (`absent`) or sample by sample (`selection`). Positions of classes 
 """
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -227,6 +228,14 @@ class Swept:
     def kept_bytes(self) -> int:
         """Bytes held until the class gradient is taken."""
         return 0 if self.kept is None else self.kept.numel() * self.kept.element_size()
+
+
+OnSums = Callable[[Swept], None]
+"""Told of an answer whose total, maximum and counts are final, while `pull` may still be missing its end."""
+
+
+def ignored(swept: Swept) -> None:
+    """The OnSums of whoever waits for the whole answer."""
 
 
 def weigh(swept: Swept, coefficient: Tensor) -> Tensor:

@@ -8,11 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mpsoftmax.kernels.problem import Counts, Pairs, Problem, Swept, finite, row_factors
+from mpsoftmax.kernels.problem import (
+    Counts,
+    OnSums,
+    Pairs,
+    Problem,
+    Swept,
+    finite,
+    ignored,
+    row_factors,
+)
 
 
 def sweep(
-    problem: Problem, *, want_pull: bool, keep_bytes: int, spare: Tensor | None = None
+    problem: Problem,
+    *,
+    want_pull: bool,
+    keep_bytes: int,
+    spare: Tensor | None = None,
+    on_sums: OnSums = ignored,
 ) -> Swept:
     """Sum over all candidate rows at once (see mpsoftmax.kernels.problem).
 
@@ -21,6 +35,7 @@ def sweep(
         want_pull: Whether the features' gradient is needed.
         keep_bytes: Ignored here: the reference always keeps the whole matrix.
         spare: Ignored here.
+        on_sums: Called once with the answer when all is known.
 
     Returns:
         The sums, and the whole matrix E.
@@ -35,7 +50,7 @@ def sweep(
     total = entries.to(problem.features.dtype).to(dtype).sum((0, 1))
     kept = (entries * slope).to(problem.features.dtype).view(problem.num_rows, problem.batch)
     pull = (kept.T @ scaled).to(dtype) if want_pull else None
-    return Swept(
+    answer = Swept(
         problem=problem,
         total=total,
         maximum=maximum,
@@ -44,6 +59,8 @@ def sweep(
         kept=kept,
         counts=count(problem, cosines, negative, is_hard),
     )
+    on_sums(answer)
+    return answer
 
 
 def all_cosines(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:

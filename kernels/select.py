@@ -2,20 +2,27 @@
 
 import importlib.util
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mpsoftmax.kernels import blocked, reference
-from mpsoftmax.kernels.problem import Problem, Swept
+from mpsoftmax.kernels.problem import OnSums, Problem, Swept, ignored
 
 
 class Kernel(Protocol):
     """The functions every kernel module has."""
 
     def sweep(
-        self, problem: Problem, *, want_pull: bool, keep_bytes: int, spare: Tensor | None = None
+        self,
+        problem: Problem,
+        *,
+        want_pull: bool,
+        keep_bytes: int,
+        spare: Tensor | None = None,
+        on_sums: OnSums = ignored,
     ) -> Swept:
         """See mpsoftmax.kernels.problem."""
         ...
@@ -68,6 +75,15 @@ def select(name: str, device: torch.device | None = None) -> Kernel:
     from mpsoftmax.kernels import triton_sweep
 
     return triton_sweep
+
+
+def row_update(kernel: Kernel) -> ModuleType | None:
+    """The module whose `update_rows` takes the class gradient and moves rows at once; None: none."""
+    if kernel is blocked or kernel is reference:
+        return None
+    from mpsoftmax.kernels import triton_update
+
+    return triton_update
 
 
 def triton_obstacle(device: torch.device) -> str | None:

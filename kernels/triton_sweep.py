@@ -30,10 +30,12 @@ from mpsoftmax.kernels.blocked import (
 from mpsoftmax.kernels.problem import (
     NORM_FLOOR,
     Counts,
+    OnSums,
     Problem,
     Selection,
     Swept,
     finite,
+    ignored,
 )
 from mpsoftmax.kernels.triton_entries import (
     entries_kernel,
@@ -60,6 +62,7 @@ def sweep(
     want_pull: bool,
     keep_bytes: int,
     spare: Tensor | None = None,
+    on_sums: OnSums = ignored,
     way: Way | None = None,
 ) -> Swept:
     """Sum over the candidate rows, block by block (see mpsoftmax.kernels.problem).
@@ -69,13 +72,16 @@ def sweep(
         want_pull: Whether the features' gradient is needed; False also keeps nothing.
         keep_bytes: Bytes that may be kept for `class_gradient`; the rest is recomputed.
         spare: As in mpsoftmax.kernels.blocked.sweep.
+        on_sums: As there.
         way: None takes that of way_of; tests and benchmarks name one.
     """
     way = way or way_of(problem)
     if way == "blocked":
         if problem.num_rows and problem.batch:
             say_blocked_once(problem.num_centres, problem.features.dtype, problem.rows.dtype)
-        return blocked.sweep(problem, want_pull=want_pull, keep_bytes=keep_bytes, spare=spare)
+        return blocked.sweep(
+            problem, want_pull=want_pull, keep_bytes=keep_bytes, spare=spare, on_sums=on_sums
+        )
     features, size = problem.features, min(rows_in_block(problem), problem.num_rows)
     answer = empty_answer(problem, want_pull, keep_bytes, size, spare)
     kept, maximum, factor = answer.kept, answer.maximum, answer.factor
@@ -101,6 +107,8 @@ def sweep(
         else:
             sums = passes.products(rows, factor, start, entries, None, "sums")
         add_sums(sums, answer.total, answer.counts)
+        if stop == problem.num_rows:
+            on_sums(answer)
         if answer.pull is not None:
             accumulate_pull(answer.pull, entries, rows)
     return answer

@@ -32,6 +32,22 @@ class AgreedError(ValueError):
     """A user's mistake that every rank raises with the same text, so that one of them need say it."""
 
 
+class Pending:
+    """A collective on its way: what it will give, what it reads meanwhile, and whom to ask."""
+
+    def __init__(
+        self, result: Tensor, given: Tensor | None = None, work: dist.Work | None = None
+    ) -> None:
+        self._result, self._given, self._work = result, given, work
+
+    def wait(self) -> Tensor:
+        """The result: on a CPU when it is there, on a GPU for what is queued from now on."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = self._given = None
+        return self._result
+
+
 class Comm:
     """The collectives of one group of ranks, counted.
 
@@ -69,13 +85,18 @@ class Comm:
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Every rank's tensor, all of one shape: [...] -> [world, ...]."""
+        return self.start_all_gather(tensor).wait()
+
+    def start_all_gather(self, tensor: Tensor) -> "Pending":
+        """`all_gather` beside whatever comes until the answer is waited for."""
         self._count("all_gather", tensor)
         if self.world == 1:
-            return tensor.unsqueeze(0)
+            return Pending(tensor.unsqueeze(0))
         out = tensor.new_empty(self.world, *tensor.shape)
         gather = _collective("all_gather_single", "all_gather_into_tensor")
-        gather(out.view(-1), tensor.contiguous().view(-1), group=self._group)
-        return out
+        given = tensor.contiguous().view(-1)
+        work = gather(out.view(-1), given, group=self._group, async_op=True)
+        return Pending(out, given, cast(dist.Work, work))
 
     def all_gather_rows(self, tensor: Tensor) -> Tensor:
         """Concatenation along dim 0 of tensors that differ in their first size only: [n, ...]."""
@@ -89,10 +110,15 @@ class Comm:
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, in place."""
+        return self.start_all_reduce_sum(tensor).wait()
+
+    def start_all_reduce_sum(self, tensor: Tensor) -> "Pending":
+        """`all_reduce_sum` beside whatever comes until the answer is waited for."""
         self._count("all_reduce", tensor)
-        if self.world > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._group)
-        return tensor
+        if self.world == 1:
+            return Pending(tensor)
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._group, async_op=True)
+        return Pending(tensor, tensor, work)
 
     def all_reduce_max(self, tensor: Tensor) -> Tensor:
         """Elementwise maximum over the ranks, in place."""

@@ -6,7 +6,7 @@ others stay `frozen`, or are caught up `lazy` when they are next needed, exactly
 them with a zero gradient.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from mpsoftmax.head.history import CatchUp, StepHistory
 from mpsoftmax.head.initial_rows import INIT_CHUNK_ROWS, initial_rows, initial_rows_of
 from mpsoftmax.head.rounding import StochasticRounding
-from mpsoftmax.head.row_optim import RowRule
+from mpsoftmax.head.row_optim import Hyper, RowRule
 from mpsoftmax.head.row_store import DenseStore, MappedStore, take
 from mpsoftmax.head.row_window import (
     HeldWindow,
@@ -38,6 +38,9 @@ MOVE_ROWS = 256  # rows moved at once: gradient, row and momentum stay in cache 
 
 GradientTile = Callable[[int, int, Tensor], Tensor]
 """(start, stop, out [n, D]) -> gradient of the loss by those rows at constant norm, in `out`."""
+
+MoveInPlace = Callable[[Tensor, Sequence[Tensor], Hyper, Tensor], None]
+"""(weight [num_rows, D], states, numbers of the rule, age int64 [n]): moves n rows and their states."""
 
 
 def local_range(num_classes: int, world: int, rank: int) -> tuple[int, int]:
@@ -266,6 +269,30 @@ class ClassTable:
                 self.rule.update(rows, states, part, hyper, step[low:high])
                 window.put(low, high, [rows, *states])
         window.close(step)
+        self.end_step()
+        if self.lazy:
+            self._log(hyper)
+
+    def moves_in_place(self, index: Tensor | None) -> bool:
+        """Whether `move_in_place` does these rows: float32, beside the kernels, none of them behind."""
+        if self._traffic is not None or self.dtype != torch.float32:
+            return False
+        return not self._lagging(self.row_step if index is None else self.row_step[index])
+
+    def move_in_place(
+        self, index: Tensor | None, move: MoveInPlace, group: Mapping[str, Any]
+    ) -> None:
+        """One optimiser step on some rows by somebody who has their gradient and writes them himself.
+
+        Args:
+            index: int64 [n] local rows, sorted; None for all; `moves_in_place` was asked about them.
+            move: Moves them; `age` counts the updates of each, this one included.
+            group: The optimiser's parameter group as it is in this step.
+        """
+        hyper, where = self.rule.numbers(group), slice(None) if index is None else index
+        step = self._next_step(self.row_step[where])
+        move(self.weight, self.dense.states, hyper, step)
+        self.row_step[where] = step
         self.end_step()
         if self.lazy:
             self._log(hyper)

@@ -6,7 +6,7 @@ own rows and target cosines     targets.py        [reduced at once where somethi
 candidates                      candidates.py
 who is a negative of whom       baskets.py        [a rule may look classes up]
 sweep                           kernels/
-collective (2)                  sums over the shards
+collective (2)                  reduction.py      beside the sweep's last product
 Phi and its derivatives         derivatives.py
 """
 
@@ -26,12 +26,13 @@ from mpsoftmax.head.exchange import GlobalBatch
 from mpsoftmax.head.merged import MergedClasses
 from mpsoftmax.head.negatives import Negatives
 from mpsoftmax.head.objectives.base import Context, Objective
+from mpsoftmax.head.reduction import Reduction
 from mpsoftmax.head.running_state import RunningState
 from mpsoftmax.head.shift import static_shift
 from mpsoftmax.head.sorted_ids import place_of
 from mpsoftmax.head.targets import Targets, targets_of
 from mpsoftmax.head.weights import ClassCentres, Weights
-from mpsoftmax.kernels.problem import Counts, Problem, Swept, finite
+from mpsoftmax.kernels.problem import Counts, Problem, Swept
 from mpsoftmax.kernels.select import Kernel
 
 
@@ -116,8 +117,9 @@ def run(parts: Parts, batch: GlobalBatch, *, num_draws: int, training: Room | No
     context = Context(step=parts.table.num_steps, state=state, basket=basket)
     chosen = choose(parts, batch, num_draws)
     problem = pose(parts, batch, labels, own, index, chosen, cosine, context)
-    swept = sweep(parts, problem, training)
-    reduced, counts = reduce(parts, swept, None if parts.needs_target else targets.cosine, chosen)
+    reduction = Reduction(parts.comm, None if parts.needs_target else targets.cosine, chosen)
+    swept = sweep(parts, problem, training, reduction)
+    reduced, counts = reduction.finish()
     if parts.needs_target:
         reduced = reduced._replace(cosine=cosine)
     if chosen is None:
@@ -267,48 +269,17 @@ def absent_classes(parts: Parts, index: Tensor | None) -> Tensor | None:
     return absent
 
 
-def sweep(parts: Parts, problem: Problem, training: Room | None) -> Swept:
-    """The kernel's answer."""
+def sweep(parts: Parts, problem: Problem, training: Room | None, reduction: Reduction) -> Swept:
+    """The kernel's answer; its sums are on their way to the other ranks before the last product."""
     if training is None:
-        return parts.kernel.sweep(problem, want_pull=False, keep_bytes=0)
+        return parts.kernel.sweep(problem, want_pull=False, keep_bytes=0, on_sums=reduction.start)
     return parts.kernel.sweep(
-        problem, want_pull=True, keep_bytes=training.keep_bytes, spare=training.spare
+        problem,
+        want_pull=True,
+        keep_bytes=training.keep_bytes,
+        spare=training.spare,
+        on_sums=reduction.start,
     )
-
-
-def reduce(
-    parts: Parts, swept: Swept, cosine: Tensor | None, chosen: Tensor | None
-) -> tuple[Reduced, Counts]:
-    """Collective (2): the row statistics over all shards.
-
-    With a static shift, total, target cosine and counts are summed: two numbers a sample for most. With a
-    running maximum that is one more number a sample, gathered instead of summed.
-
-    Args:
-        parts: The head.
-        swept: This shard's sums of m samples.
-        cosine: [n] this shard's target cosines; None where they are reduced already.
-        chosen: The m samples, if not all.
-    """
-    counts = swept.counts.stacked()
-    columns = [
-        swept.total,
-        *([] if counts is None else counts),
-        *([] if cosine is None else [cosine]),
-    ]
-    sizes = [column.numel() for column in columns]
-    if swept.maximum is None:
-        summed = parts.comm.all_reduce_sum(torch.cat(columns)).split(sizes)
-        total, maximum = summed[0], torch.full_like(summed[0], swept.problem.shift or 0.0)
-    else:
-        shards = parts.comm.all_gather(torch.cat([swept.maximum, *columns]))
-        maxima, rest = shards[:, : sizes[0]], shards[:, sizes[0] :]
-        maximum = finite(maxima.amax(0))
-        summed = list(rest.sum(0).split(sizes))
-        total = (rest[:, : sizes[0]] * torch.exp(maxima - maximum)).sum(0)
-    numbers = torch.stack(list(summed[1 : 1 + len(counts)])) if counts is not None else None
-    t = swept.total.new_empty(0) if cosine is None else summed[-1]
-    return Reduced(total, maximum, t, chosen), swept.counts.restored(numbers)
 
 
 def with_counts(context: Context, counts: Counts) -> Context:

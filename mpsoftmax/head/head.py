@@ -38,6 +38,7 @@ from mpsoftmax.head.class_table import (
     local_range,
 )
 from mpsoftmax.head.exchange import Exchange
+from mpsoftmax.head.fused_update import update_in_kernel
 from mpsoftmax.head.gradient import Contribution, TileSource, coefficients, row_norms, union_of
 from mpsoftmax.head.merged import MergedClasses, shared_rows
 from mpsoftmax.head.nearest import nearest_classes
@@ -361,6 +362,8 @@ class ModelParallelSoftmax(nn.Module):
         self.drop_contributions()
 
     def _move_rows(self, hyper: Mapping[str, Any]) -> None:
+        if update_in_kernel(self._kernel, self._table, self._contributions, hyper):
+            return
         union = union_of(self._contributions)
         sources = [TileSource(self._kernel, part, union) for part in self._contributions]
 

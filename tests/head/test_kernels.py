@@ -224,6 +224,24 @@ def test_select():
         select.select("fast")
 
 
+@pytest.mark.parametrize("rows", [0, 5, 700])
+@pytest.mark.parametrize("shift", [3.0, None])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sums_are_announced_once_and_final(kernel, shift, rows):
+    """Before the last product of several blocks, so that a collective can run beside it."""
+    asked = problem(9, rows, torch.float32, shift)
+    heard = []
+
+    def on_sums(swept):
+        heard.append((swept.total.clone(), swept.maximum, swept.pull.clone()))
+
+    swept = KERNELS[kernel].sweep(asked, want_pull=True, keep_bytes=WHOLE, on_sums=on_sums)
+    ((total, maximum, pull),) = heard
+    assert torch.equal(total, swept.total)
+    assert maximum is swept.maximum
+    assert torch.equal(pull, swept.pull) == (kernel == "reference" or not rows)
+
+
 def test_triton_needs_a_gpu():
     """By name it is refused where it cannot run; `auto` is blocked."""
     with pytest.raises(ValueError, match=r"kernel: 'triton' needs .*; allowed here: auto, blocked"):

@@ -43,7 +43,9 @@ def refuses():
         select.triton_obstacle = lambda device: None
         triton_check.disagreement = lambda device: "disagrees"
         assert select.select("auto", gpu) is blocked
-        with pytest.raises(ValueError, match="kernel: 'triton' on 'cuda:0' disagrees; allowed here: auto"):
+        with pytest.raises(
+            ValueError, match="kernel: 'triton' on 'cuda:0' disagrees; allowed here: auto"
+        ):
             select.select("triton", gpu)
         triton_check.disagreement = lambda device: None
         assert select.select("triton", gpu) is triton_sweep
