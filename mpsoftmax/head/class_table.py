@@ -326,8 +326,7 @@ class ClassTable:
             return nearest
         rows = torch.arange(self.num_rows, device=self.device) if index is None else index
         ids = rows + self.start * self.num_centres
-        num_parts = 1 + len(self.rule.buffers)
-        return StochasticRounding(self._seed, self.num_steps, ids, self.dim, num_parts)
+        return StochasticRounding(self._seed, self.num_steps, ids, self.dim)
 
     def _log(self, hyper: Mapping[str, float]) -> None:
         self._hyper_log.append([float(hyper[name]) for name in self.rule.hyper])

@@ -32,21 +32,24 @@ class StochasticRounding:
         step: Key.
         ids: int64 [n] row ids over all ranks.
         dim: D.
-        num_parts: Tensors of a row that are rounded: weight and states.
     """
 
-    def __init__(self, seed: int, step: int, ids: Tensor, dim: int, num_parts: int) -> None:
-        key = mixed(np.array([seed], np.uint64) ^ mixed(np.array([step], np.uint64)))
-        rows = mixed(ids.cpu().numpy().astype(np.uint64) ^ key)
-        columns = mixed(np.arange(dim, dtype=np.uint64))
-        self._rows = [
-            odd(mixed(rows + np.uint64(part)), ids.device)[:, None] for part in range(num_parts)
-        ]
-        self._columns = odd(columns, ids.device)
+    def __init__(self, seed: int, step: int, ids: Tensor, dim: int) -> None:
+        self._key = mixed(np.array([seed], np.uint64) ^ mixed(np.array([step], np.uint64)))
+        self._ids, self._device = ids.cpu().numpy().astype(np.uint64), ids.device
+        self._columns = odd(mixed(np.arange(dim, dtype=np.uint64)), ids.device)
 
     def __call__(self, part: int, low: int, high: int, wide: Tensor) -> Tensor:
-        """The tile `wide` [high - low, D] float32 of rows low..high-1 as bfloat16. Non-finite values stay."""
-        draw = self._rows[part][low:high] * self._columns
+        """A tile as bfloat16. Non-finite values stay.
+
+        Args:
+            part: Which tensor of a row, weight or state: each has draws of its own.
+            low: The tile's first row.
+            high: One past its last.
+            wide: float32 [high - low, D].
+        """
+        rows = mixed(self._ids[low:high] ^ self._key)
+        draw = odd(mixed(rows + np.uint64(part)), self._device)[:, None] * self._columns
         draw >>= 16  # arithmetic: from -2^15 on
         draw += 1 << 15
         draw += wide.contiguous().view(torch.int32)

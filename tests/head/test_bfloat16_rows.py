@@ -24,7 +24,7 @@ def test_rounding_keeps_the_expectation():
     ids, sums = torch.arange(100, 140), torch.zeros(40, DIM, dtype=torch.float64)
     num = 4000
     for step in range(num):
-        rounded = StochasticRounding(3, step, ids, DIM, 2)(step % 2, 0, 40, wide).double()
+        rounded = StochasticRounding(3, step, ids, DIM)(step % 2, 0, 40, wide).double()
         error = rounded - wide.double()
         assert (error.abs() < spacing(wide)).all()
         sums += error
@@ -37,7 +37,7 @@ def test_rounding_draws_are_independent():
     """Of neighbouring columns, of rows, of steps, of weight and state."""
     wide = torch.full((500, 64), 1.0 + 2.0**-8)  # half way: up or down by a fair coin
     draws = [
-        StochasticRounding(0, step, torch.arange(500), 64, 2)(part, 0, 500, wide).double() > 1
+        StochasticRounding(0, step, torch.arange(500), 64)(part, 0, 500, wide).double() > 1
         for step in (0, 1)
         for part in (0, 1)
     ]
@@ -57,14 +57,14 @@ def test_rounding_draws_are_independent():
 def test_rounding_depends_on_the_row_only(low, num, seed):
     """Not on which rows are rounded together, nor where they lie."""
     wide = torch.randn(40, DIM, generator=torch.Generator().manual_seed(1))
-    whole = StochasticRounding(seed, 5, torch.arange(40) + 10**9, DIM, 2)(1, 0, 40, wide)
-    part = StochasticRounding(seed, 5, torch.arange(low, low + num) + 10**9, DIM, 2)
+    whole = StochasticRounding(seed, 5, torch.arange(40) + 10**9, DIM)(1, 0, 40, wide)
+    part = StochasticRounding(seed, 5, torch.arange(low, low + num) + 10**9, DIM)
     assert torch.equal(part(1, 0, num, wide[low : low + num]), whole[low : low + num])
 
 
 def test_rounding_of_special_numbers():
     wide = torch.tensor([[torch.inf, -torch.inf, 0.0, -0.0, 1.0, -2.0, 2.0**-130, torch.nan]])
-    rounded = StochasticRounding(0, 0, torch.arange(1), 8, 1)(0, 0, 1, wide)
+    rounded = StochasticRounding(0, 0, torch.arange(1), 8)(0, 0, 1, wide)
     assert torch.equal(rounded[:, :6].float(), wide[:, :6])
     assert rounded[0, 7].isnan()
 
