@@ -9,19 +9,17 @@ number of classes is the largest label plus one. Rows are written in record batc
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from mpsoftmax.data.image_set import ImageSet, check_labels, encoded
+from mpsoftmax.data.image_set import check_labels
 from mpsoftmax.data.string_table import NumberNames, StringTable
 
 CLASS_NAMES_KEY = b"mpsoftmax.class_names"
-BATCH_ROWS = 1024
-BATCH_BYTES = 32 << 20
 # What pyarrow raises for damaged bytes; column names may no longer be UTF-8.
 _DAMAGE = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
 
@@ -42,8 +40,8 @@ class ArrowImages:
         self.path = Path(path)
         self._reader: pa.RecordBatchFileReader | None = None
         self._reader_pid = 0
-        self._batch: pa.RecordBatch | None = None
-        self._batch_number = -1
+        self._images: pa.Array | None = None  # of the record batch last read
+        self._number = -1  # of that record batch
         try:
             self._read_labels()
         except _DAMAGE as error:
@@ -72,17 +70,17 @@ class ArrowImages:
         row = range(len(self))[index]
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         try:
-            batch = self._read_batch(number)
+            images = self._read_images(number)
         except _DAMAGE as error:
             raise self._malformed(error, f"record batch {number}") from None
-        return batch.column("image")[row - int(self._starts[number])].as_py()
+        return images[row - int(self._starts[number])].as_py()
 
     def name(self, index: int) -> str:
         """``file.arrow: row INDEX``."""
         return f"{self.path}: row {index}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None, "_batch": None, "_batch_number": -1}
+        return {**self.__dict__, "_reader": None, "_images": None, "_number": -1}
 
     def _read_labels(self) -> None:
         """Read schema and the label column only; the image bytes stay untouched on disk."""
@@ -126,37 +124,41 @@ class ArrowImages:
             raise ValueError(what)
         return StringTable(names)
 
-    def _open(self, column: str) -> pa.RecordBatchFileReader:
-        """A reader of one column; the mapping outlives the handle, since batches refer to it."""
+    def _open(self, column: str | None = None) -> pa.RecordBatchFileReader:
+        """A reader of all columns in place, or of one: what Arrow reads of chosen columns is a copy.
+
+        From the mapping as one buffer: through a mapped file Arrow asks for every page of a record batch.
+        """
         if not self.path.is_file():
             raise ValueError(f"{self.path}: no such file")
-        with pa.memory_map(str(self.path)) as file, pa.ipc.open_file(file) as reader:
-            schema = reader.schema
-        self._check_schema(schema)
-        options = pa.ipc.IpcReadOptions(
-            use_threads=False, included_fields=[schema.get_field_index(column)]
-        )
-        return pa.ipc.open_file(pa.memory_map(str(self.path)), options=options)
+        file = pa.memory_map(str(self.path)).read_buffer()
+        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(use_threads=False))
+        self._check_schema(reader.schema)
+        if column is None:
+            return reader
+        chosen = [reader.schema.get_field_index(column)]
+        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=chosen)
+        return pa.ipc.open_file(file, options=options)
 
-    def _read_batch(self, number: int) -> pa.RecordBatch:
+    def _read_images(self, number: int) -> pa.Array:
         reader = self._reader
         if reader is None or self._reader_pid != os.getpid():
-            reader = self._reader = self._open("image")
-            self._reader_pid, self._batch = os.getpid(), None
-        if self._batch is None or self._batch_number != number:
-            batch = reader.get_batch(number)
-            self._check_batch(batch, number)
-            self._batch, self._batch_number = batch, number
-        return self._batch
+            reader = self._reader = self._open()
+            self._reader_pid, self._images = os.getpid(), None
+        if self._images is None or self._number != number:
+            images = reader.get_batch(number).column("image")
+            self._check_images(images, number)
+            self._images, self._number = images, number
+        return self._images
 
-    def _check_batch(self, batch: pa.RecordBatch, number: int) -> None:
+    def _check_images(self, images: pa.Array, number: int) -> None:
         """Once a batch: a false offset in a damaged file would read memory that is not ours."""
         if self._checked[number]:
             return
-        batch.validate(full=True)
-        if batch.column("image").null_count:
+        images.validate(full=True)
+        if images.null_count:
             raise ValueError(f"{self.path}: record batch {number}: image without nulls expected")
-        if len(batch) != self._starts[number + 1] - self._starts[number]:
+        if len(images) != self._starts[number + 1] - self._starts[number]:
             raise ValueError(f"{self.path}: record batch {number}: changed while being read")
         self._checked[number] = True
 
@@ -178,40 +180,3 @@ def open_arrow(path: str | os.PathLike[str], *, check: bool = True) -> ArrowImag
     if check:
         check_labels(images.labels, len(images.class_names), images.name, str(images.path))
     return images
-
-
-def write_arrow(
-    path: Path, images: ImageSet, progress: Callable[[int, int], None] | None = None
-) -> None:
-    """Write an .arrow file, one record batch at a time.
-
-    Args:
-        path: The file to create.
-        images: The set; arrays are stored as PNG.
-        progress: Called with (done, total).
-    """
-    names = json.dumps(list(images.class_names))
-    schema = pa.schema(
-        [
-            pa.field("image", pa.large_binary(), nullable=False),
-            pa.field("label", pa.int64(), nullable=False),
-        ],
-        metadata={CLASS_NAMES_KEY: names.encode()},
-    )
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        rows: list[bytes] = []
-        num_bytes = 0
-        for index in range(len(images)):
-            rows.append(encoded(images.image(index)))
-            num_bytes += len(rows[-1])
-            last = index == len(images) - 1
-            if last or len(rows) == BATCH_ROWS or num_bytes >= BATCH_BYTES:
-                labels = images.labels[index + 1 - len(rows) : index + 1]
-                columns = [
-                    pa.array(rows, pa.large_binary()),
-                    pa.array(labels.astype(np.int64), pa.int64()),
-                ]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-                rows, num_bytes = [], 0
-            if progress:
-                progress(index + 1, len(images))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mpsoftmax.data.arrow import write_arrow
+from mpsoftmax.data.arrow_output import write_arrow
 from mpsoftmax.data.folder import IMAGE_SUFFIXES, FolderImages, TarImages
 from mpsoftmax.data.image_set import ImageSet, Subset, check_labels, encoded
 from mpsoftmax.data.new_files import new_files

@@ -46,8 +46,16 @@ class FolderImages:
 
     def image(self, index: int) -> bytes:
         """The file's bytes."""
-        with open(self.root / self.paths[index], "rb") as file:
-            return file.read()
+        # Two thirds of a buffered file's cost are its Python objects and questions to the system.
+        file = os.open(f"{self.root}/{self.paths[index]}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(file).st_size
+            data = os.read(file, size)
+            while len(data) < size and (more := os.read(file, size - len(data))):
+                data += more
+            return data
+        finally:
+            os.close(file)
 
     def name(self, index: int) -> str:
         """The file's path."""

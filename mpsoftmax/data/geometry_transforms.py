@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from mpsoftmax.data.pixel_memory import empty_planes, pixelwise
 from mpsoftmax.data.transform_checks import check_colour, check_share, is_number, require
 
 
@@ -49,7 +50,7 @@ class Crop:
         """Applies it: uint8 [H, W, 3] to the same."""
         height, width = image.shape[:2]
         down, right = rng.integers(-self.pad, self.pad + 1, size=2).tolist()
-        out = np.empty_like(image)
+        out = empty_planes(image.shape)
         out[:] = np.array(self.fill, np.uint8)
         if abs(down) < height and abs(right) < width:
             rows, columns = slice(max(down, 0), height + down), slice(max(right, 0), width + right)
@@ -101,7 +102,7 @@ class Affine:
             *(cos, sin, width / 2 - cos * to_x - sin * to_y),
             *(-sin, cos, height / 2 + sin * to_x - cos * to_y),
         )
-        picture = Image.fromarray(np.ascontiguousarray(image)).transform(
+        picture = Image.fromarray(pixelwise(image)).transform(
             (width, height),
             Image.Transform.AFFINE,
             inverse,

@@ -14,17 +14,16 @@ from multiprocessing.context import BaseContext
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from mpsoftmax.data.decode import CorruptImage, check_decoder, decode
-from mpsoftmax.data.image_set import IGNORE, ImageSet
+from mpsoftmax.data.assembly import Assembled, Assembly, Request
+from mpsoftmax.data.decode import check_decoder
+from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.order import Order
 from mpsoftmax.data.transforms import Transform
 
 _BATCHES_AHEAD = 4  # batches each worker prepares ahead
-# Sets this use of Philox apart from the permutations, which are keyed by the same seed.
-_AUGMENT_COUNTER = (0, 0, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Loader:
         check_decoder(decoder)
         self._order = order
         self._num_samples = len(images)
-        self._work = _Work(images, (size[0], size[1]), decoder, crop, tuple(augment), seed)
+        self._assembly = Assembly(images, (size[0], size[1]), decoder, crop, tuple(augment), seed)
         self._workers = workers
         self._max_corrupt = max_corrupt
 
@@ -117,13 +116,13 @@ class Loader:
                     )
             yield Batch(images, labels, tuple(name for name, _ in corrupt))
 
-    def _read(self, cuts: Iterable[tuple[int, int]]) -> Iterator[_Read]:
-        requests = (_Request(start, self._samples(start, stop)) for start, stop in cuts)
+    def _read(self, cuts: Iterable[tuple[int, int]]) -> Iterator[Assembled]:
+        requests = (Request(start, self._samples(start, stop)) for start, stop in cuts)
         if self._workers == 0:
-            yield from map(self._work.__getitem__, requests)
+            yield from map(self._assembly.__getitem__, requests)
             return
         loader = DataLoader(
-            self._work,
+            self._assembly,
             batch_size=None,  # a request is a batch already
             sampler=_Requests(requests),
             num_workers=self._workers,
@@ -158,58 +157,11 @@ def _clean_processes() -> BaseContext:
     return context
 
 
-_Read = tuple[Tensor, Tensor, tuple[tuple[str, str], ...]]  # images, labels, (name, problem)
-
-
-@dataclass(frozen=True)
-class _Request:
-    start: int  # stream position of the first sample
-    samples: np.ndarray  # int64 [b]
-
-
-class _Requests(Sampler[_Request]):
+class _Requests(Sampler[Request]):
     """Hands requests to the DataLoader as they come; it may not know how many there will be."""
 
-    def __init__(self, requests: Iterable[_Request]) -> None:
+    def __init__(self, requests: Iterable[Request]) -> None:
         self._requests = requests
 
-    def __iter__(self) -> Iterator[_Request]:
+    def __iter__(self) -> Iterator[Request]:
         return iter(self._requests)
-
-
-@dataclass(frozen=True)
-class _Work(Dataset[_Read]):
-    """What a worker does with a request; indexing is the DataLoader's word for it."""
-
-    images: ImageSet
-    size: tuple[int, int]
-    decoder: str
-    crop: float
-    augment: tuple[Transform, ...]
-    seed: int
-
-    def __getitem__(self, request: _Request) -> _Read:
-        num = len(request.samples)
-        # Channels last while writing: one plain copy an image; the view is turned once.
-        pixels = torch.zeros((num, *self.size, 3), dtype=torch.uint8)
-        rows = pixels.numpy()
-        labels = self.images.labels[request.samples].astype(np.int64)
-        corrupt = []
-        for row, sample in enumerate(request.samples.tolist()):
-            try:
-                rows[row] = self._image(sample, request.start + row)
-            except CorruptImage as error:
-                labels[row] = IGNORE
-                corrupt.append((self.images.name(sample), str(error)))
-        images = pixels.permute(0, 3, 1, 2).contiguous()
-        return images, torch.from_numpy(labels), tuple(corrupt)
-
-    def _image(self, sample: int, position: int) -> np.ndarray:
-        image = decode(self.images.image(sample), self.size, self.decoder, self.crop)
-        if self.augment:
-            key = np.array([self.seed, position], np.uint64)
-            counter = np.array(_AUGMENT_COUNTER, np.uint64)
-            rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
-            for transform in self.augment:
-                image = transform(image, rng)
-        return image

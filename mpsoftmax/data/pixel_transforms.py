@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from PIL import Image
 
+from mpsoftmax.data.pixel_memory import pixelwise, planes_of
 from mpsoftmax.data.transform_checks import check_colour, check_interval, check_share
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as JPEG and Pillow
@@ -48,7 +49,7 @@ class Erase:
         tall = min(max(round(math.sqrt(area * aspect)), 1), height)
         wide = min(max(round(math.sqrt(area / aspect)), 1), width)
         top, left = int(down * (height - tall + 1)), int(right * (width - wide + 1))
-        out = image.copy()
+        out = planes_of(image).transpose(1, 2, 0)
         out[top : top + tall, left : left + wide] = np.array(self.fill, np.uint8)
         return out
 
@@ -84,7 +85,7 @@ class Colour:
         if chance < self.p:
             image = _adjust(image, brightness, contrast, saturation)
         if grey_chance < self.grey:
-            luma = np.rint(image.astype(np.float32) @ _LUMA).astype(np.uint8)
+            luma = np.rint(_luma(planes_of(image, np.float32))).astype(np.uint8)
             image = np.repeat(luma[:, :, None], 3, axis=2)
         return image
 
@@ -92,17 +93,21 @@ class Colour:
         return np.array([self.brightness, self.contrast, self.saturation])
 
 
+def _luma(planes: np.ndarray) -> np.ndarray:
+    """float32 [3, H, W] to [H, W]."""
+    red, green, blue = planes
+    return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
+
+
 def _adjust(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    pixels = image.astype(np.float32)
-    luma = pixels @ _LUMA
+    planes = planes_of(image, np.float32)
+    luma = _luma(planes)
     mean = float(luma.mean())
     # All three at once, with b, c, s: out = b c (s x + (1 - s) luma) + b (1 - c) mean.
     scale = brightness * contrast
-    pixels *= scale * saturation
-    pixels += (scale * (1 - saturation) * luma + brightness * (1 - contrast) * mean + 0.5)[
-        ..., None
-    ]
-    return np.clip(pixels, 0, 255.5, out=pixels).astype(np.uint8)
+    planes *= scale * saturation
+    planes += scale * (1 - saturation) * luma + brightness * (1 - contrast) * mean + 0.5
+    return np.clip(planes, 0, 255.5, out=planes).astype(np.uint8).transpose(1, 2, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +134,6 @@ class LowResolution:
         height, width = image.shape[:2]
         scale = self.scale[0] + place * (self.scale[1] - self.scale[0])
         small = max(round(width * scale), 1), max(round(height * scale), 1)
-        picture = Image.fromarray(np.ascontiguousarray(image))
+        picture = Image.fromarray(pixelwise(image))
         picture = picture.resize(small, Image.Resampling.BILINEAR)
         return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))

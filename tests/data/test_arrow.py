@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mpsoftmax.data import arrow
-from mpsoftmax.data.arrow import open_arrow, write_arrow
+from mpsoftmax.data import arrow_output
+from mpsoftmax.data.arrow import open_arrow
+from mpsoftmax.data.arrow_output import write_arrow
 
 
 class Images:
@@ -61,8 +62,8 @@ def test_without_names_classes_are_numbered(tmp_path):
 
 
 def test_writes_batches_and_reads_them_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrow, "BATCH_ROWS", 4)
-    monkeypatch.setattr(arrow, "BATCH_BYTES", 100)
+    monkeypatch.setattr(arrow_output, "BATCH_ROWS", 4)
+    monkeypatch.setattr(arrow_output, "BATCH_BYTES", 100)
     data = [bytes([i]) * (i * 7 % 50) for i in range(40)]
     labels = np.arange(40) % 3 - 1
     path = tmp_path / "a.arrow"

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mpsoftmax.data.arrow import write_arrow
+from mpsoftmax.data.arrow_output import write_arrow
 from mpsoftmax.data.convert import convert
 from mpsoftmax.data.open import open_images
 from mpsoftmax.data.pairs import read_bin
@@ -310,7 +310,7 @@ def test_tar_other_content(tmp_path):
 
 @pytest.fixture
 def arrow(tmp_path, monkeypatch):
-    monkeypatch.setattr("mpsoftmax.data.arrow.BATCH_ROWS", 3)
+    monkeypatch.setattr("mpsoftmax.data.arrow_output.BATCH_ROWS", 3)
     write_arrow(tmp_path / "a.arrow", Images())
     return tmp_path / "a.arrow"
 
