@@ -139,7 +139,9 @@ class Trainer:
                 f"run.dir: {self.folder} is not the same folder on all ranks; allowed: one on a file system "
                 "that all nodes share"
             )
-        return None if found[0] is None else self.checkpoints.folder / found[0]
+        if found[0] is None:
+            return None
+        return self.checkpoints.last_good(self.checkpoints.folder / found[0])
 
     def _resume(self, path: Path) -> None:
         state = self.comm.together(lambda: read_state(path))
@@ -166,7 +168,7 @@ class Trainer:
         return Log(self.config, self.folder, self.num_steps, self.step, self.comm.rank)
 
     def _describe(self, resume: Path | None, started: list[str], images: ImageSet) -> None:
-        for line in started:
+        for line in [*started, *self.checkpoints.notes]:
             self.log.say(line)
         if resume is not None:
             self.log.say(f"resuming from {resume} at step {self.step}")
