@@ -76,7 +76,7 @@ class Comm:
             return Comm()
         ranks = dist.get_process_group_ranks(self._group or dist.group.WORLD)
         group = dist.new_group(ranks, backend="gloo", timeout=self.timeout)
-        return Comm(group, self.timeout)
+        return Comm(cast(ProcessGroup, group), self.timeout)
 
     @contextlib.contextmanager
     def naming(self, operation: str) -> Iterator[None]:
@@ -176,6 +176,8 @@ class Comm:
             return lambda: value
         tensor = torch.tensor([value], device=self.device)
         work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+        assert work is not None
 
         def result() -> int:
             with self._watched("all_reduce", tensor):

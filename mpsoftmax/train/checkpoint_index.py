@@ -99,7 +99,8 @@ def check_index(metadata: Any, folder: Path) -> None:
         check_tensor(name, entry)
         for chunk in entry.chunks:
             place = stored.get((name, tuple(chunk.offsets)))
-            require(place is not None, f"{name}: a piece is in no file")
+            if place is None:
+                raise ValueError(f"{name}: a piece is in no file")
             needed = math.prod(chunk.sizes) * entry.properties.dtype.itemsize
             require(needed <= place.length, f"{name}: a piece is larger than its place")
             claimed += needed
@@ -113,7 +114,8 @@ def check_place(index: Any, place: Any, sizes: dict[str, int]) -> None:
     require(good, f"{index!r:.100} names no piece of a tensor")
     # A path that leads out of the directory is no name of a file in it.
     name = getattr(place, "relative_path", None)
-    require(isinstance(name, str) and name in sizes, f"{index.fqn}: no file {name!r:.100} here")
+    if not isinstance(name, str) or name not in sizes:
+        raise ValueError(f"{index.fqn}: no file {name!r:.100} here")
     first, length = place.offset, place.length
     good = type(first) is int and type(length) is int and first >= 0 and length >= 0
     require(good and first + length <= sizes[name], f"{index.fqn}: its place is not within {name}")

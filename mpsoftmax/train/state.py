@@ -45,6 +45,11 @@ def run_state(
     return tensors
 
 
+def is_copy(name: str) -> bool:
+    """Whether `run_state` gives that tensor as a copy: a mapped table's rows are read for it."""
+    return name.startswith((HEAD + TOUCHED, RNG))
+
+
 def random_state(comm: Comm) -> dict[str, Tensor]:
     """Torch's generators of this rank (dropout draws from them)."""
     states = {f"{RNG}cpu.{comm.rank}": torch.get_rng_state()}

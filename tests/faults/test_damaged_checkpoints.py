@@ -8,7 +8,7 @@ import pytest
 from small_runs import assert_equal_states, lines, settings, train
 
 from mpsoftmax.comm import Comm
-from mpsoftmax.train.checkpoint import Checkpoints, check_undamaged
+from mpsoftmax.train.checkpoint import check_undamaged
 from mpsoftmax.train.loop import Trainer
 from mpsoftmax.train.sums import SUMS_FILE, damage
 
@@ -117,32 +117,3 @@ def test_every_rank_learns_of_what_one_has_read(ranks, stopped, tmp_path):
     for message in ranks.run(checked, 3, path=path):
         assert "__9_0.distcp is not in sums.json" in message
         assert "__0_0.distcp is not what was written" in message
-
-
-def save_with_a_broken_disk(folder):
-    """Rank 1 cannot write at step 6; what the others see."""
-    import torch.distributed.checkpoint as dcp
-
-    trainer = Trainer(settings(folder, *EVERY), Comm())
-    write = dcp.FileSystemWriter.write_data
-
-    def broken(self, plan, planner):
-        if trainer.step == 6 and trainer.comm.rank == 1:
-            raise OSError(28, "No space left on device")
-        return write(self, plan, planner)
-
-    dcp.FileSystemWriter.write_data = broken
-    try:
-        trainer.run()
-    except ValueError as error:
-        return str(error)
-    finally:
-        dcp.FileSystemWriter.write_data = write
-    return None
-
-
-def test_latest_is_whole_whatever_a_save_met(ranks, tmp_path):
-    ranks.run(save_with_a_broken_disk, 2, folder=tmp_path / "run")
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", Comm())
-    assert damage(checkpoints.latest()) == []
-    assert not list(checkpoints.folder.glob("*.partial"))
