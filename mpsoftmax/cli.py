@@ -169,7 +169,7 @@ def parse_overridden(given: list[str]) -> argparse.Namespace:
 
 
 def spawn(num_ranks: int, given: list[str]) -> int:
-    """Replace this process by torchrun with `num_ranks` ranks of the same command."""
+    """Replace this process by torchrun (launcher.py) with `num_ranks` ranks of the same command."""
     if num_ranks < 1:
         raise ValueError(f"--nproc: {num_ranks}; allowed: at least 1")
     kept = list(given)
@@ -180,11 +180,9 @@ def spawn(num_ranks: int, given: list[str]) -> int:
             del kept[position]
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    # torch 2.13 keeps one store for all restarts otherwise, and new workers read dead addresses in it.
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # DDP's advice to drop the flag that keeps resumed runs bit-identical (comm.py), once a rank.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", "mpsoftmax.launcher", "--standalone"]
     command += ["--nproc-per-node", str(num_ranks), "-m", "mpsoftmax", *kept]
     sys.stdout.flush()
     os.execv(sys.executable, command)
