@@ -11,6 +11,8 @@ checkpoint: its size, time, and whether a second head that loads it takes the sa
 
 import argparse
 import json
+import os
+import stat
 import statistics
 import tempfile
 import time
@@ -32,6 +34,18 @@ def disk_mib(folder: Path) -> float:
     """What the files of a folder take on the disk, in MiB."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return sum(path.stat().st_blocks * 512 for path in files) / 2**20
+
+
+def unlinked_mib(folder: Path) -> float:
+    """What files of this process that have no name any more take on the disk of a folder, in MiB."""
+    stats = [os.fstat(int(path.name)) for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    disk = folder.stat().st_dev
+    gone = [
+        one
+        for one in stats
+        if stat.S_ISREG(one.st_mode) and one.st_dev == disk and not one.st_nlink
+    ]
+    return sum({one.st_ino: one.st_blocks * 512 for one in gone}.values()) / 2**20
 
 
 class Stream:
@@ -104,7 +118,7 @@ def measure(arguments: argparse.Namespace, classes: int, scratch: Path) -> dict[
     losses, seconds, memory = train(head, stream, 0, end)
     began = time.perf_counter()
     state = head.state_dict()
-    num_rows, on_disk = state["touched.0.ids"].numel(), disk_mib(rows)
+    num_rows, on_disk = state["touched.0.ids"].numel(), unlinked_mib(rows)
     dcp.save(state, checkpoint_id=saved)
     saved_s, memory = time.perf_counter() - began, max(memory, resident_bytes("RssAnon") / 2**20)
     following, *_ = train(head, stream, end, end + RESUMED_STEPS)

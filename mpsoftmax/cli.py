@@ -11,7 +11,7 @@ from typing import Any
 from mpsoftmax.bench.options import add_bench
 from mpsoftmax.plan.options import FIGURES, add_plan
 
-USER_ERROR = 2
+USER_ERROR, LOST_RANK = 2, 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -140,9 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plan": plan,
     }
     from mpsoftmax.comm import AgreedError
+    from mpsoftmax.roll_call import LostRank
 
     try:
         return commands[options.command](options, given)
+    except LostRank as error:
+        print(f"mpsoftmax {options.command}: error: {error}", file=sys.stderr, flush=True)
+        return LOST_RANK
     except ValueError as error:
         rank = os.environ.get("RANK", "0")
         # What every rank met alike, one of them says; what one rank met alone, it says itself.
@@ -165,7 +169,7 @@ def parse_overridden(given: list[str]) -> argparse.Namespace:
 
 
 def spawn(num_ranks: int, given: list[str]) -> int:
-    """Replace this process by torchrun with `num_ranks` ranks of the same command."""
+    """Replace this process by torchrun (launcher.py) with `num_ranks` ranks of the same command."""
     if num_ranks < 1:
         raise ValueError(f"--nproc: {num_ranks}; allowed: at least 1")
     kept = list(given)
@@ -176,11 +180,9 @@ def spawn(num_ranks: int, given: list[str]) -> int:
             del kept[position]
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    # torch 2.13 keeps one store for all restarts otherwise, and new workers read dead addresses in it.
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # DDP's advice to drop the flag that keeps resumed runs bit-identical (comm.py), once a rank.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", "mpsoftmax.launcher", "--standalone"]
     command += ["--nproc-per-node", str(num_ranks), "-m", "mpsoftmax", *kept]
     sys.stdout.flush()
     os.execv(sys.executable, command)
@@ -207,12 +209,18 @@ def train(options: argparse.Namespace, given: list[str]) -> int:
         return spawn(options.nproc, given)
     from mpsoftmax.comm import connect, disconnect
     from mpsoftmax.train.loop import Trainer
+    from mpsoftmax.train.stopping import Stopped
 
     comm = connect(config.train.timeout_s)
     try:
-        summary = Trainer(config, comm).run()
+        with comm.naming("a step's collectives"):  # DDP's reductions are not called through comm
+            summary = Trainer(config, comm).run()
         if comm.rank == 0:
             print(f"done: step {summary.steps}; results in {summary.folder}")
+    except Stopped as stopped:
+        if comm.rank == 0:
+            print(f"mpsoftmax train: {stopped}", flush=True)
+        return stopped.status
     finally:
         disconnect()
     return 0

@@ -4,11 +4,12 @@
 that tests can assert the number of collectives and their bytes. It knows nothing of margins or classes.
 """
 
+import contextlib
 import datetime
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,6 +19,8 @@ from torch._C._distributed_c10d import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
+
+from mpsoftmax.roll_call import LostRank, describe_loss, is_lost, missing_ranks
 
 
 def _collective(new: str, old: str) -> Callable[..., object]:
@@ -36,14 +39,23 @@ class Pending:
     """A collective on its way: what it will give, what it reads meanwhile, and whom to ask."""
 
     def __init__(
-        self, result: Tensor, given: Tensor | None = None, work: dist.Work | None = None
+        self,
+        result: Tensor,
+        given: Tensor | None = None,
+        work: dist.Work | None = None,
+        watched: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        self._result, self._given, self._work = result, given, work
+        self._result, self._given, self._work, self._watched = result, given, work, watched
 
     def wait(self) -> Tensor:
-        """The result: on a CPU when it is there, on a GPU for what is queued from now on."""
+        """The result: on a CPU when it is there, on a GPU for what is queued from now on.
+
+        Raises:
+            LostRank: a rank did not take part.
+        """
         if self._work is not None:
-            self._work.wait()
+            with self._watched():
+                self._work.wait()
             self._work = self._given = None
         return self._result
 
@@ -53,6 +65,7 @@ class Comm:
 
     Args:
         group: A process group; None takes the default group where one is initialised, else world size 1.
+        timeout: How long its collectives wait, for groups made beside it; None: torch's default.
 
     Attributes:
         rank: This process within the group, from 0.
@@ -62,7 +75,10 @@ class Comm:
         payload_bytes: Bytes of this rank's input handed to each collective.
     """
 
-    def __init__(self, group: ProcessGroup | None = None) -> None:
+    def __init__(
+        self, group: ProcessGroup | None = None, timeout: datetime.timedelta | None = None
+    ) -> None:
+        self.timeout = timeout
         self.connected = group is not None or (dist.is_available() and dist.is_initialized())
         self._group = group
         self.rank = dist.get_rank(group) if self.connected else 0
@@ -74,10 +90,44 @@ class Comm:
         # Small host-side agreements travel on whatever device the group can send from.
         self.device = torch.device("cuda" if backend == "nccl" else "cpu")
 
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The process group; None for the default one."""
+        return self._group
+
+    def beside(self) -> "Comm":
+        """A second group of the same ranks, for a thread of its own: gloo, CPU tensors only; collective."""
+        if not self.connected:
+            return Comm()
+        ranks = dist.get_process_group_ranks(self._group or dist.group.WORLD)
+        group = dist.new_group(ranks, backend="gloo", timeout=self.timeout)
+        return Comm(cast(ProcessGroup, group), self.timeout)
+
+    @contextlib.contextmanager
+    def naming(self, operation: str) -> Iterator[None]:
+        """Errors of the backend inside become ones that name the operation and who is missing.
+
+        Raises:
+            LostRank: a rank did not take part.
+        """
+        try:
+            yield
+        except LostRank:
+            raise
+        except RuntimeError as error:
+            if not self.connected or not is_lost(error):
+                raise
+            store = dist.distributed_c10d._get_default_store()
+            missing = missing_ranks(store, dist.get_rank(), dist.get_world_size())
+            raise LostRank(describe_loss(operation, self.rank, error, missing)) from error
+
     def reset_counters(self) -> None:
         """Forget what was counted."""
         self.calls.clear()
         self.payload_bytes.clear()
+
+    def _watched(self, name: str, tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+        return self.naming(f"{name} of {tensor.numel() * tensor.element_size()} bytes a rank")
 
     def _count(self, name: str, tensor: Tensor) -> None:
         self.calls[name] += 1
@@ -95,8 +145,11 @@ class Comm:
         out = tensor.new_empty(self.world, *tensor.shape)
         gather = _collective("all_gather_single", "all_gather_into_tensor")
         given = tensor.contiguous().view(-1)
-        work = gather(out.view(-1), given, group=self._group, async_op=True)
-        return Pending(out, given, cast(dist.Work, work))
+        with self._watched("all_gather", tensor):
+            work = gather(out.view(-1), given, group=self._group, async_op=True)
+        return Pending(
+            out, given, cast(dist.Work, work), lambda: self._watched("all_gather", given)
+        )
 
     def all_gather_rows(self, tensor: Tensor) -> Tensor:
         """Concatenation along dim 0 of tensors that differ in their first size only: [n, ...]."""
@@ -117,14 +170,16 @@ class Comm:
         self._count("all_reduce", tensor)
         if self.world == 1:
             return Pending(tensor)
-        work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._group, async_op=True)
-        return Pending(tensor, tensor, work)
+        with self._watched("all_reduce", tensor):
+            work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._group, async_op=True)
+        return Pending(tensor, tensor, work, lambda: self._watched("all_reduce", tensor))
 
     def all_reduce_max(self, tensor: Tensor) -> Tensor:
         """Elementwise maximum over the ranks, in place."""
         self._count("all_reduce", tensor)
         if self.world > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+            with self._watched("all_reduce", tensor):
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
         return tensor
 
     def reduce_scatter_sum(self, tensor: Tensor) -> Tensor:
@@ -134,20 +189,39 @@ class Comm:
             return tensor[0]
         out = torch.empty_like(tensor[0])
         scatter = _collective("reduce_scatter_single", "reduce_scatter_tensor")
-        scatter(out.view(-1), tensor.contiguous().view(-1), group=self._group)
+        with self._watched("reduce_scatter", tensor):
+            scatter(out.view(-1), tensor.contiguous().view(-1), group=self._group)
         return out
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Rank 0's values into every rank's tensor, in place."""
         self._count("broadcast", tensor)
         if self.world > 1:
-            dist.broadcast(tensor, group=self._group, group_src=0)
+            with self._watched("broadcast", tensor):
+                dist.broadcast(tensor, group=self._group, group_src=0)
         return tensor
 
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world > 1:
-            dist.barrier(group=self._group)
+            with self.naming("barrier"):
+                dist.barrier(group=self._group)
+
+    def max_later(self, value: int) -> Callable[[], int]:
+        """Begin to find the largest value of all ranks; collective. What is returned waits for it."""
+        if self.world == 1:
+            return lambda: value
+        tensor = torch.tensor([value], device=self.device)
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+        assert work is not None
+
+        def result() -> int:
+            with self._watched("all_reduce", tensor):
+                work.wait()
+            return int(tensor)
+
+        return result
 
     def shard_rows(self, local: Tensor, num_rows: int) -> Tensor:
         """This rank's rows as a DTensor `Shard(0)` of [num_rows, ...]; itself without a process group.
@@ -183,7 +257,8 @@ class Comm:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value, group=self._group)
+        with self.naming("all_gather of plain values"):
+            dist.all_gather_object(values, value, group=self._group)
         return values
 
     def differing(self, own: bytes) -> list[int]:
@@ -255,7 +330,7 @@ def connect(timeout_s: float) -> Comm:
         dist.init_process_group(
             backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1
         )
-    return Comm()
+    return Comm(timeout=timeout)
 
 
 def disconnect() -> None:

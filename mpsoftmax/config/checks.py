@@ -34,6 +34,7 @@ def check_ranges(config: Config) -> None:
         ("train.eval_every", train.eval_every, 1),
         ("train.checkpoint_every", train.checkpoint_every, 1),
         ("train.keep_checkpoints", train.keep_checkpoints, 1),
+        ("train.max_failed_saves", train.max_failed_saves, 0),
     ):
         if value is not None and value < least:
             raise ValueError(f"{path}: {value}; allowed: at least {least}")

@@ -103,6 +103,12 @@ class TrainConfig:
     """Steps between checkpoints; null saves at the end only."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept."""
+    checkpoint_async: bool = True
+    """Checkpoints are written by a thread while training goes on; takes host memory for a copy of the rank's
+    state. false: training waits."""
+    max_failed_saves: int = 3
+    """Checkpoints in a row that may be given up because they cannot be written, as on a full disk, before
+    training stops; never the last one."""
     timeout_s: float = 600.0
     """Seconds a collective waits for a rank before the run fails."""
 

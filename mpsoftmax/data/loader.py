@@ -22,6 +22,7 @@ from mpsoftmax.data.decode import check_decoder
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.order import Order
 from mpsoftmax.data.transforms import Transform
+from mpsoftmax.data.worker_signals import outlive, start_servers
 
 _BATCHES_AHEAD = 4  # batches each worker prepares ahead
 
@@ -128,11 +129,19 @@ class Loader:
             num_workers=self._workers,
             prefetch_factor=_BATCHES_AHEAD,
             multiprocessing_context=_clean_processes(),
+            worker_init_fn=outlive,
             generator=torch.Generator(),  # else each stream would advance the global generator
         )
         batches = iter(loader)
         try:
             yield from batches
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
+                raise
+            raise WorkerLost(
+                f"a data worker of this rank was killed ({error}): out of memory, or by hand; data.workers: "
+                f"{self._workers}"
+            ) from error
         finally:
             if isinstance(batches, _MultiProcessingDataLoaderIter):
                 batches._shutdown_workers()
@@ -147,6 +156,10 @@ class Loader:
         return np.arange(start, stop, dtype=np.int64)
 
 
+class WorkerLost(RuntimeError):
+    """A process that decodes images is gone."""
+
+
 def _clean_processes() -> BaseContext:
     """Where workers are forked from: a server process that has one thread and no process group.
 
@@ -154,6 +167,7 @@ def _clean_processes() -> BaseContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    start_servers()
     return context
 
 

@@ -1,6 +1,6 @@
 """Embeddings of an image set: by a model, this rank's share of them, or raw pixels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -33,6 +33,7 @@ def embed(
     rank: int = 0,
     world: int = 1,
     gather: Callable[[Tensor], Tensor] | None = None,
+    keep_pace: Callable[[], None] | None = None,
 ) -> Tensor:
     """Embed all images of a set, without augmentation, in evaluation mode.
 
@@ -58,6 +59,8 @@ def embed(
         gather: makes the shares float32 [m_r, D] of all ranks, unequal and perhaps empty, on
             ``device``, into the whole [n, D], in the order of ranks; called once on every rank.
             Needed if ``world`` > 1.
+        keep_pace: waits for the other ranks; called after every batch, equally often on every
+            rank, so that nobody waits longer for another one than a batch takes.
 
     Returns:
         float32 [n, D] unit rows on the CPU, in the order of the images, the same on all ranks.
@@ -74,14 +77,16 @@ def embed(
         raise ValueError(f"gather must be given with world = {world}")
     start, stop = share(len(images), rank, world)
     loader = Loader(images, None, size=size, decoder=decoder, crop=crop, workers=workers)
-    cuts = [(low, min(low + batch_size, stop)) for low in range(start, stop, batch_size)]
-    batches = (batch.images for batch in loader.stream(cuts))
+    largest = -(-len(images) // world)
+    lows = [min(start + low, stop) for low in range(0, largest, batch_size)]
+    batches = loader.stream((low, min(low + batch_size, stop)) for low in lows)
     autocast = _autocast(torch.device(device).type, dtype)
+    parts = []
     with evaluation_mode(model), torch.no_grad(), autocast:
-        parts = [
-            _embed_batch(model, pixels, batch_size, flip, device)
-            for pixels in (batches if cuts else _no_pixels(size))
-        ]
+        for batch in batches:
+            parts.append(_embed_batch(model, batch.images, batch_size, flip, device))
+            if keep_pace is not None:
+                keep_pace()
     embeddings = torch.cat(parts)
     if gather is not None:
         dim = embeddings.shape[1]
@@ -97,15 +102,10 @@ def _autocast(device_type: str, dtype: torch.dtype | None) -> AbstractContextMan
     return nullcontext() if dtype is None else torch.autocast(device_type, dtype)
 
 
-def _no_pixels(size: tuple[int, int]) -> Iterator[Tensor]:
-    """One empty batch: a rank without images still learns the embedding's width from it."""
-    yield torch.zeros(0, 3, *size, dtype=torch.uint8)
-
-
 def _embed_batch(
     model: nn.Module, pixels: Tensor, batch_size: int, flip: bool, device: str | torch.device
 ) -> Tensor:
-    """uint8 [b, 3, H, W], b <= batch_size -> unit rows float32 [b, D] on ``device``."""
+    """uint8 [b, 3, H, W], 0 <= b <= batch_size -> unit rows float32 [b, D] on ``device``."""
     num = len(pixels)
     pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - num)).to(device)
     inputs = to_float(pixels)

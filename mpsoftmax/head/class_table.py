@@ -64,7 +64,7 @@ class ClassTable:
         untouched: "frozen" or "lazy".
         num_centres: K, rows of a class.
         storage: "device", "host" or "mapped" (row_store.py).
-        directory: Where a mapped table's files lie, and the rank that names them.
+        directory: Where a mapped table's file lies.
 
     Attributes:
         work_dtype: In which rows move: the row dtype, or float32 for bfloat16 rows.
@@ -86,7 +86,7 @@ class ClassTable:
         untouched: str,
         num_centres: int = 1,
         storage: str = "device",
-        directory: tuple[Path, int] | None = None,
+        directory: Path | None = None,
     ) -> None:
         self.num_classes, self.dim, self.num_centres = num_classes, dim, num_centres
         self.start, self.stop = local
@@ -102,7 +102,7 @@ class ClassTable:
         self._hyper_log: list[list[float]] = []
         self._history = StepHistory(1 + len(rule.buffers))
 
-    def _open_store(self, directory: tuple[Path, int] | None) -> DenseStore | MappedStore:
+    def _open_store(self, directory: Path | None) -> DenseStore | MappedStore:
         seed, std = self._seed, self._init_std
         offset, num_states = self.start * self.num_centres, len(self.rule.buffers)
         numbers = (self.num_rows, self.dim, num_states, self.dtype, self.device)
@@ -115,7 +115,7 @@ class ClassTable:
 
         if self.storage == "mapped":
             assert directory is not None
-            return MappedStore(*directory, *numbers, initial_of)
+            return MappedStore(directory, *numbers, initial_of)
         on_host = self.storage == "host"
         return DenseStore(*numbers, initial_range, INIT_CHUNK_ROWS, on_host=on_host)
 

@@ -12,7 +12,6 @@ One step (docs/architecture.md), with B valid samples of all ranks:
 """
 
 import tempfile
-import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -83,8 +82,8 @@ class ModelParallelSoftmax(nn.Module):
         storage: Where rows and optimiser rows live: "device"; "host", in (pinned) host memory; or "mapped",
             in a mapped file that holds touched rows only. The last two need sampled candidates and learned
             rows; `prefetch` reads the next step's rows beside the backbone.
-        storage_dir: Folder of the mapped file, one of its own for each run; None: a temporary one. The file
-            is scratch and removed at the end.
+        storage_dir: Folder of the mapped file; None: the system's for temporary files. The file is scratch,
+            and unlinked as soon as it is open.
         init_std: Standard deviation of the initial rows.
         device: Where the rows live; default CPU.
         seed: Key of initial rows and candidate draws.
@@ -200,19 +199,13 @@ class ModelParallelSoftmax(nn.Module):
         self._num_draws = 0  # training forwards since the last step: each draws its own candidates
         self.last_stats: dict[str, Tensor] = {}
 
-    def _storage_folder(self, storage: str, given: str | Path | None) -> tuple[Path, int] | None:
-        """Folder of a mapped table and the rank that names its files."""
-        if storage != "mapped":
-            if given is not None:
-                raise ValueError(
-                    f"storage_dir: {str(given)!r} with storage {storage!r}; allowed: None"
-                )
-            return None
-        if given is None:
-            temporary = tempfile.TemporaryDirectory(prefix="mpsoftmax-rows-")
-            weakref.finalize(self, temporary.cleanup)
-            given = temporary.name
-        return Path(given), self.comm.rank
+    def _storage_folder(self, storage: str, given: str | Path | None) -> Path | None:
+        """Folder of a mapped table's file."""
+        if storage == "mapped":
+            return Path(given or tempfile.gettempdir())
+        if given is not None:
+            raise ValueError(f"storage_dir: {str(given)!r} with storage {storage!r}; allowed: None")
+        return None
 
     def _make_miner(self, device: torch.device) -> Miner | None:
         if self.baskets is None:

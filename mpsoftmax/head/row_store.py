@@ -11,10 +11,9 @@ are read ahead and written behind that of `Window` (row_window.py).
 
 import contextlib
 import errno
-import fcntl
-import gc
 import mmap
 import os
+import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -127,41 +126,18 @@ class DenseStore:
         return where if isinstance(where, slice) else where.to(self.row_step.device)
 
 
-def open_alone(path: Path) -> int | None:
-    """The file, created and locked for as long as it is open; None where another store has it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            return None
-        # Its last owner may have removed it between opening and locking.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)
-
-
-def remove(descriptor: int, path: Path) -> None:
-    """Remove the file, and only then let go of its lock."""
-    path.unlink(missing_ok=True)
-    os.close(descriptor)
-
-
 class MappedStore:
     """Rows in a memory-mapped file: only rows that were written exist.
 
-    `rows-RANK.bin` holds weight and states of a row side by side in the row dtype, rows in the order in which
-    they were first written: the file is full where it is written and takes no disk behind that. (Rows at the
-    place of their class id would take a page each, and a file of as many extents is slow to remove.) Memory
-    holds four bytes for every row, its place in the file, and four for each that exists, its step. The file
-    is scratch: the checkpoint is the truth, what an earlier process left is overwritten, and it is removed
-    at the end.
+    A file without a name holds weight and states of a row side by side in the row dtype, rows in the order in
+    which they were first written: the file is full where it is written and takes no disk behind that. (Rows
+    at the place of their class id would take a page each, and a file of as many extents is slow to remove.)
+    Memory holds four bytes for every row, its place in the file, and four for each that exists, its step. The
+    file is scratch: the checkpoint is the truth. It is unlinked as soon as it is open, so that the system
+    frees it with the process, however that ends: `df` shows its space, `ls` does not.
 
     Args:
         directory: Where the file lies; created.
-        rank: Names the file.
         num_rows: Rows of this rank, fewer than 2^31.
         dim: D.
         num_states: Optimiser buffers.
@@ -170,7 +146,6 @@ class MappedStore:
         initial: Local rows int64 [n], ascending, -> float32 [n, D]: rows that do not exist yet.
 
     Raises:
-        ValueError: the file is in use by another run.
         OSError: writing would leave less than DISK_RESERVE_BYTES on the disk.
     """
 
@@ -179,7 +154,6 @@ class MappedStore:
     def __init__(
         self,
         directory: Path,
-        rank: int,
         num_rows: int,
         dim: int,
         num_states: int,
@@ -195,7 +169,9 @@ class MappedStore:
         self._places = torch.zeros(num_rows, dtype=torch.int32)  # place + 1; 0: does not exist
         self._steps = torch.zeros(0, dtype=torch.int32)
         self._num = 0
-        self._descriptor = open_removed_at_the_end(self, directory / f"rows-{rank}.bin")
+        with tempfile.TemporaryFile(prefix="mpsoftmax-rows-", dir=directory) as file:
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
         self._records = self._mapped(dtype).view(num_rows, width)
 
     def _mapped(self, dtype: torch.dtype) -> Tensor:
@@ -280,21 +256,3 @@ class MappedStore:
         if isinstance(where, slice):
             return torch.arange(*where.indices(self._places.numel()))
         return where.cpu()
-
-
-def open_removed_at_the_end(owner: object, path: Path) -> int:
-    """Descriptor of a file of its own, which is removed when `owner` goes.
-
-    Raises:
-        ValueError: another run has it.
-    """
-    descriptor = open_alone(path)
-    if descriptor is None:
-        gc.collect()  # a head of this process that nobody holds any more frees its file now
-        descriptor = open_alone(path)
-    if descriptor is None:
-        raise ValueError(
-            f"storage_dir: {path} is in use by another run; allowed: a folder of its own for every run"
-        )
-    weakref.finalize(owner, remove, descriptor, path)
-    return descriptor

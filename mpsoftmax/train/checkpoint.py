@@ -1,88 +1,37 @@
 """Checkpoints: one directory a step, loadable at any world size, committed by one rename.
 
-    checkpoints/step-200/     tensors by torch.distributed.checkpoint, and state.json
+    checkpoints/step-200/     tensors by torch.distributed.checkpoint, state.json, and a sum of every file
     checkpoints/latest        symbolic link, moved atomically after the directory is complete
 
 Row tensors are saved as DTensors, so another world size reads its own rows. Everything that is not a tensor
-is JSON, and the tensors' index is read by an unpickler that knows only torch's metadata classes: a hostile
-checkpoint runs nothing.
+is JSON, and the tensors' index is read as hostile (checkpoint_index.py): a hostile checkpoint runs nothing.
 """
 
-import io
 import json
 import os
-import pickle
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from mpsoftmax.comm import Comm
+from mpsoftmax.comm import AgreedError, Comm
+from mpsoftmax.train.checkpoint_index import METADATA_FILE, Reader, read_index
+from mpsoftmax.train.sums import SUMS_FILE, Sums, damage, sums_of
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)
+"""1: without sums."""
 PREFIX = "step-"
-METADATA_FILE = ".metadata"
-
-ALLOWED_GLOBALS = {
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata",
-        "TensorStorageMetadata",
-        "ChunkStorageMetadata",
-        "TensorProperties",
-        "MetadataIndex",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"PosixPath", "PurePosixPath"},
-}
+LEAST = {"step": 0, "samples": 0, "world": 1, "num_classes": 1}
+"""Counts in state.json."""
 
 
-class MetadataUnpickler(pickle.Unpickler):
-    """Reads the index of torch.distributed.checkpoint and nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The class, if it is one of torch's metadata classes or dtypes."""
-        if name in ALLOWED_GLOBALS.get(module, ()):
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        raise ValueError(f"checkpoint metadata asks for {module}.{name}, which is not allowed")
-
-
-class Reader(dcp.FileSystemReader):
-    """FileSystemReader whose metadata is unpickled with an allow-list."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index of the checkpoint."""
-        path = Path(self.path) / METADATA_FILE
-        try:
-            metadata = MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
-        except FileNotFoundError as error:
-            raise ValueError(f"checkpoint {self.path}: not complete: no {METADATA_FILE}") from error
-        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"checkpoint {self.path}: {METADATA_FILE} is damaged: {error}"
-            ) from error
-        if not isinstance(metadata, Metadata):
-            raise ValueError(f"checkpoint {self.path}: {METADATA_FILE} is damaged")
-        for name, entry in metadata.state_dict_metadata.items():
-            if not isinstance(entry, TensorStorageMetadata):
-                raise ValueError(f"checkpoint {self.path}: {name} is not a tensor")
-        if metadata.storage_meta is not None:
-            metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-@dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -90,11 +39,14 @@ class Checkpoints:
         folder: RUN/checkpoints.
         comm: The ranks that save and load together; they have a process group, if only of one rank.
         keep: Newest checkpoints kept.
+
+    Attributes:
+        notes: What is to be said about checkpoints that were found damaged, in order.
     """
 
-    folder: Path
-    comm: Comm
-    keep: int = 3
+    def __init__(self, folder: Path, comm: Comm, keep: int = 3) -> None:
+        self.folder, self.comm, self.keep = folder, comm, keep
+        self.notes: list[str] = []
 
     def latest(self) -> Path | None:
         """The directory `latest` points to; None where nothing was saved yet.
@@ -121,27 +73,83 @@ class Checkpoints:
         )
         return sorted((int(number), path) for number, path in numbers if number.isdigit())
 
+    def last_good(self, newest: Path) -> Path:
+        """`newest`, or where it is damaged the newest undamaged one before it; collective.
+
+        What was passed over is told in `notes`, and `latest` is moved to what was found.
+
+        Raises:
+            ValueError: all of them are damaged; says how.
+        """
+        names = [path.name for _, path in reversed(self._saved())]
+        names = self.comm.share(names)[0]
+        if newest.name in names:
+            names = names[names.index(newest.name) + 1 :]
+        for name in [newest.name, *names]:
+            path = self.folder / name
+            found = damage_together(path, self.comm)
+            if not found:
+                if path != newest:
+                    self.notes.append(f"falling back to {path}")
+                    self.comm.together(lambda path=path: self._point_latest_once(path))
+                return path
+            self.notes.append(f"checkpoint {path} is damaged: {'; '.join(found)}")
+        raise AgreedError(
+            f"{'; '.join(self.notes)}; allowed: an undamaged checkpoint (none is left in {self.folder}), or "
+            "a new run.dir"
+        )
+
+    def _point_latest_once(self, path: Path) -> None:
+        if self.comm.rank == 0:
+            self._point_latest(path)
+
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-        """Write a checkpoint; collective. `state` must be JSON-ready and is taken from rank 0."""
+        """Write a checkpoint; collective. `state` must be JSON-ready and is taken from rank 0.
+
+        Raises:
+            ValueError: it could not be written (a full disk); on all ranks, the earlier ones are whole and
+                `latest` is as it was.
+        """
         final = self.folder / f"{PREFIX}{step}"
         partial = self.folder / f"{PREFIX}{step}.partial"
+        try:
+            self._on_rank_0(lambda: make_empty(partial))
+            self._write_tensors(partial, tensors)
+            sums = self.comm.together(lambda: sums_of(written_by(partial, self.comm.rank)))
+            merged = {name: entry for part in self.comm.share(sums) for name, entry in part.items()}
+            whole = {"format": FORMAT, "step": step, **state}
+            self._on_rank_0(lambda: self._complete(partial, final, whole, merged))
+        except AgreedError as error:
+            if self.comm.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise AgreedError(f"checkpoint {final} was given up: {error}") from error
         if self.comm.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.comm.barrier()
-        writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
-        dcp.save(tensors, storage_writer=writer)
-        if self.comm.rank == 0:
-            write_json(partial / "state.json", {"format": FORMAT, "step": step, **state})
-            if final.exists():  # a run that was resumed from an older checkpoint passes here again
-                shutil.rmtree(final)
-            os.replace(partial, final)
-            sync_folder(self.folder)
-            self._point_latest(final)
-            sync_folder(self.folder)
             self._prune(step)
-        self.comm.barrier()
         return final
+
+    def _on_rank_0(self, action: Callable[[], None]) -> None:
+        """Raises on all ranks what rank 0 met."""
+        self.comm.together(lambda: action() if self.comm.rank == 0 else None)
+
+    def _write_tensors(self, partial: Path, tensors: dict[str, Tensor]) -> None:
+        writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
+        try:
+            with self.comm.naming(f"saving {partial.name}"):
+                dcp.save(tensors, storage_writer=writer, process_group=self.comm.group)
+        except CheckpointException as error:
+            raise AgreedError(told(error)) from error
+
+    def _complete(self, partial: Path, final: Path, state: dict[str, Any], sums: Sums) -> None:
+        """Make what was written a checkpoint: from the rename on it counts."""
+        write_json(partial / "state.json", state)
+        write_json(partial / SUMS_FILE, {"files": {**sums, **sums_of([partial / "state.json"])}})
+        sync_folder(partial)
+        if final.exists():  # a run that was resumed from an older checkpoint passes here again
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        sync_folder(self.folder)
+        self._point_latest(final)
+        sync_folder(self.folder)
 
     def _point_latest(self, final: Path) -> None:
         link = self.folder / "latest.new"
@@ -156,6 +164,50 @@ class Checkpoints:
         stale += [path for number, path in saved if number <= step][: -self.keep]
         for path in [*stale, *self.folder.glob(f"{PREFIX}*.partial")]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def make_empty(folder: Path) -> None:
+    """A new directory, in place of what a broken save has left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def written_by(folder: Path, rank: int) -> list[Path]:
+    """Files of a checkpoint that this rank wrote; rank 0's are all that no other rank's name claims."""
+    files = sorted(folder.iterdir())
+    mine = [path for path in files if path.name.startswith(f"__{rank}_")]
+    return mine if rank else mine + [path for path in files if not path.name.startswith("__")]
+
+
+def told(error: CheckpointException) -> str:
+    """What the first rank that failed met, in one line."""
+    rank, (cause, _) = min(error.failures.items())
+    return f"rank {rank}: {type(cause).__name__}: {' '.join(str(cause).split())}"
+
+
+def damage_together(path: Path, comm: Comm) -> list[str]:
+    """What is wrong with a checkpoint, one line each, the same on all ranks; collective.
+
+    Each rank reads a share of the files. One of format 1, which has no sums, is taken as it is.
+    """
+    own = damage(path, comm.rank, comm.world) if (path / SUMS_FILE).exists() else unsummed(path)
+    lines = [line for part in comm.share(own) for line in part]
+    return list(dict.fromkeys(lines))
+
+
+def unsummed(path: Path) -> list[str]:
+    """What is wrong with a checkpoint without sums: nothing, if it is so old that it has none."""
+    try:
+        return [] if read_state(path)["format"] == 1 else [f"{SUMS_FILE} is missing"]
+    except ValueError as error:
+        return [str(error)]
+
+
+def check_undamaged(path: Path, comm: Comm) -> None:
+    """Raise ValueError, on all ranks, where a checkpoint is damaged; says how; collective."""
+    found = damage_together(path, comm)
+    if found:
+        raise AgreedError(f"checkpoint {path} is damaged: {'; '.join(found)}")
 
 
 def checkpoint_of(field: str, model: str, comm: Comm) -> Path:
@@ -200,23 +252,32 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint {path}: state.json cannot be read: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"checkpoint {path}: state.json is not of format {FORMAT}")
+    if not isinstance(state, dict) or state.get("format") not in FORMATS:
+        raise ValueError(f"checkpoint {path}: state.json is of no format known here: {FORMATS}")
+    for field, least in LEAST.items():
+        value = state.get(field)
+        if type(value) is not int or value < least:
+            raise ValueError(
+                f"checkpoint {path}: state.json: {field}: {value!r:.100}; allowed: whole, from {least}"
+            )
+    for field, kind in (("config", dict), ("data", dict | None), ("linking", list | None)):
+        if not isinstance(state.get(field), kind):
+            raise ValueError(f"checkpoint {path}: state.json: {field} is damaged")
     return state
 
 
 def stored_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
     """Names, shapes and dtypes of the tensors in a checkpoint directory."""
-    return dict(Reader(path).read_metadata().state_dict_metadata)  # type: ignore[arg-type]
+    return dict(read_index(path).state_dict_metadata)  # type: ignore[arg-type]
 
 
 def read_tensors(path: Path, wanted: dict[str, Tensor]) -> None:
     """Fill `wanted` (plain tensors or DTensors, by name) from a checkpoint, in place; collective.
 
     Raises:
-        ValueError: a name is missing, or a shape differs.
+        ValueError: a name is missing, a shape differs, or a file is damaged; on all ranks.
     """
     stored = stored_tensors(path)
     for name, tensor in wanted.items():
@@ -227,7 +288,10 @@ def read_tensors(path: Path, wanted: dict[str, Tensor]) -> None:
                 f"checkpoint {path}: {name} has shape {tuple(stored[name].size)}; this run has "
                 f"{tuple(tensor.shape)}"
             )
-    dcp.load(wanted, storage_reader=Reader(path))
+    try:
+        dcp.load(wanted, storage_reader=Reader(path))
+    except CheckpointException as error:
+        raise AgreedError(f"checkpoint {path}: {told(error)}") from error
 
 
 def empty_like_stored(stored: TensorStorageMetadata) -> Tensor:

@@ -142,6 +142,7 @@ class Evaluator:
             rank=self.comm.rank,
             world=self.comm.world,
             gather=self.comm.all_gather_rows,
+            keep_pace=self.comm.barrier,
         ).cpu()
 
     def figures(

@@ -6,7 +6,7 @@ from typing import Any
 from mpsoftmax.comm import Comm
 from mpsoftmax.config import from_tree
 from mpsoftmax.train.build import build_net
-from mpsoftmax.train.checkpoint import checkpoint_of, read_state
+from mpsoftmax.train.checkpoint import check_undamaged, checkpoint_of, read_state
 from mpsoftmax.train.evaluation import Evaluator, baseline, glyph_recall, verify_set
 from mpsoftmax.train.inputs import training_device
 from mpsoftmax.train.state import load_backbone
@@ -43,6 +43,7 @@ def judge(
         ValueError: no such model or data, or a damaged checkpoint.
     """
     checkpoint = comm.together(lambda: checkpoint_of("model", model, comm))
+    check_undamaged(checkpoint, comm)
     state = comm.together(lambda: read_state(checkpoint))
     config = from_tree(state["config"])
     door, colon, _ = config.backbone.name.partition(":")

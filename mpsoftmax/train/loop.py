@@ -39,9 +39,11 @@ from mpsoftmax.train.evaluation import Evaluator
 from mpsoftmax.train.identities import Identities
 from mpsoftmax.train.inputs import describe_data, open_in_turn, total_steps, training_device
 from mpsoftmax.train.metrics import Log
+from mpsoftmax.train.saving import Saver
 from mpsoftmax.train.schedule import learning_rate_factor
 from mpsoftmax.train.start import start_from
-from mpsoftmax.train.state import load_run_state, run_state
+from mpsoftmax.train.state import is_copy, load_run_state, run_state
+from mpsoftmax.train.stopping import Stopped, StopSignals
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Trainer:
         self.identities = Identities(config, images, self.head, self.data_pass, self.folder, comm)
         torch.manual_seed(config.train.seed + 1 + comm.rank)  # dropout differs between ranks
         self.step, self.samples = 0, 0
+        self.unevaluated = False  # a checkpoint is saved before the evaluation of its step
         self.skipped: set[str] = set()
         if resume is not None:
             self._resume(resume)
@@ -111,6 +114,14 @@ class Trainer:
         # A missing set is better found now than at the first evaluation.
         comm.together(self.evaluator.open_all)
         self.log = comm.together(self._open_log)
+        self.stops = StopSignals(comm)
+        self.saver = Saver(
+            self.checkpoints,
+            beside=config.train.checkpoint_async,
+            max_failed=config.train.max_failed_saves,
+            say=self.log.say,
+            owned=is_copy,
+        )
         comm.together(lambda: self.identities.open(self.step))
         self._describe(resume, started, images)
 
@@ -139,7 +150,9 @@ class Trainer:
                 f"run.dir: {self.folder} is not the same folder on all ranks; allowed: one on a file system "
                 "that all nodes share"
             )
-        return None if found[0] is None else self.checkpoints.folder / found[0]
+        if found[0] is None:
+            return None
+        return self.checkpoints.last_good(self.checkpoints.folder / found[0])
 
     def _resume(self, path: Path) -> None:
         state = self.comm.together(lambda: read_state(path))
@@ -156,6 +169,7 @@ class Trainer:
         load_run_state(path, self.net, self.optimizer, self.head, self.comm)
         self.identities.load_state(state.get("linking"))
         self.step, self.samples = state["step"], state["samples"]
+        self.unevaluated = state.get("unevaluated", False)
 
     def _open_log(self) -> Log:
         """config.yaml, and every sink of metrics: written once the run is known to fit."""
@@ -166,7 +180,7 @@ class Trainer:
         return Log(self.config, self.folder, self.num_steps, self.step, self.comm.rank)
 
     def _describe(self, resume: Path | None, started: list[str], images: ImageSet) -> None:
-        for line in started:
+        for line in [*started, *self.checkpoints.notes]:
             self.log.say(line)
         if resume is not None:
             self.log.say(f"resuming from {resume} at step {self.step}")
@@ -187,7 +201,11 @@ class Trainer:
         )
 
     def run(self) -> Summary:
-        """Train to the last step; evaluate and checkpoint as configured."""
+        """Train to the last step; evaluate and checkpoint as configured.
+
+        Raises:
+            Stopped: a signal asked to stop before the last step; the step reached is saved.
+        """
         if self.config.backbone.compile:
             self.net.compile()  # in place: names of parameters stay
         net = self.comm.data_parallel(self.net)
@@ -197,27 +215,47 @@ class Trainer:
         try:
             if self.step == 0 and refresh_every(self.head) is not None:
                 self._refresh_centres()
-            while self.step < self.num_steps:
-                line = self._step(net, batches)  # type: ignore[arg-type]
-                last = self.step == self.num_steps
-                if due(refresh_every(self.head), self.step):
-                    self._refresh_centres()
-                if due(self.identities.every, self.step):
-                    self.log.write(self.identities.link(self.step, self.net))
-                if due(train.log_every, self.step) or last:
-                    self.log.write(resolved(line))
-                if due(train.eval_every, self.step) or last:
-                    evaluations = self._evaluate()
-                if due(train.checkpoint_every, self.step) or last:
-                    self._save()
+            if self.unevaluated:
+                evaluations = self._evaluate()
+            with self.stops:
+                while self.step < self.num_steps:
+                    self.stops.ask()
+                    self._after_step(self._step(net, batches))  # type: ignore[arg-type]
+                    if self.unevaluated:
+                        evaluations = self._evaluate()
+                if unfinished:
+                    self._save(last=True)
             found = self.identities.list_duplicates(self.net) if unfinished else None
             if found is not None:
                 self.log.say(found)
         finally:
+            self.saver.close(train.timeout_s)
             self.identities.close()
             batches.close()  # type: ignore[attr-defined]
             self.log.close()
         return Summary(self.folder, self.step, evaluations)
+
+    def _after_step(self, line: dict[str, Any]) -> None:
+        """What is due after a step, up to its evaluation.
+
+        Raises:
+            Stopped: a signal asked to; the step is saved.
+        """
+        train, last = self.config.train, self.step == self.num_steps
+        if due(refresh_every(self.head), self.step):
+            self._refresh_centres()
+        if due(self.identities.every, self.step):
+            self.log.write(self.identities.link(self.step, self.net))
+        if due(train.log_every, self.step) or last:
+            self.log.write(resolved(line))
+        self.unevaluated = due(train.eval_every, self.step) or last
+        signum = self.stops.agreed()
+        if last:  # little is left, and it is saved at the end
+            return
+        if due(train.checkpoint_every, self.step) or signum is not None:
+            self._save(last=signum is not None)
+        if signum is not None:
+            raise Stopped(signum, self.step)
 
     def _cuts(self) -> Iterator[tuple[int, int]]:
         """This rank's share of every micro-batch from here to the end, as stream positions."""
@@ -335,9 +373,10 @@ class Trainer:
         lines = self.evaluator.run(self.net, self.head)
         for line in lines:
             self.log.write({"kind": "eval", "step": self.step, **line})
+        self.unevaluated = False
         return lines
 
-    def _save(self) -> None:
+    def _save(self, *, last: bool = False) -> None:
         tensors = run_state(self.net, self.optimizer, self.head, self.comm)
         state = {
             "samples": self.samples,
@@ -345,9 +384,10 @@ class Trainer:
             "num_classes": self.head.num_classes,
             "data": self.data,
             "linking": self.identities.state(),
+            "unevaluated": self.unevaluated,
             "config": to_tree(self.config),
         }
-        self.checkpoints.save(self.step, tensors, state)
+        self.saver.save(self.step, tensors, state, last=last)
 
 
 def due(every: int | None, step: int) -> bool:

@@ -12,7 +12,13 @@ from mpsoftmax.comm import Comm, local_rows
 from mpsoftmax.config import Config
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.weights import ClassCentres
-from mpsoftmax.train.checkpoint import checkpoint_of, read_state, read_tensors, stored_tensors
+from mpsoftmax.train.checkpoint import (
+    check_undamaged,
+    checkpoint_of,
+    read_state,
+    read_tensors,
+    stored_tensors,
+)
 from mpsoftmax.train.state import HEAD, load_backbone, parts_to_load
 
 ROWS_AT_ONCE = 65_536
@@ -35,6 +41,7 @@ def start_from(config: Config, net: nn.Module, head: ModelParallelSoftmax, comm:
         if model is None:
             continue
         path = comm.together(lambda f=field, m=model: checkpoint_of(f, m, comm))
+        check_undamaged(path, comm)
         state = comm.together(lambda p=path: read_state(p))
         try:
             if field.startswith("head"):

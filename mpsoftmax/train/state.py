@@ -45,6 +45,11 @@ def run_state(
     return tensors
 
 
+def is_copy(name: str) -> bool:
+    """Whether `run_state` gives that tensor as a copy: a mapped table's rows are read for it."""
+    return name.startswith((HEAD + TOUCHED, RNG))
+
+
 def random_state(comm: Comm) -> dict[str, Tensor]:
     """Torch's generators of this rank (dropout draws from them)."""
     states = {f"{RNG}cpu.{comm.rank}": torch.get_rng_state()}
@@ -161,6 +166,10 @@ def load_optimizer(
             if owner not in parameters:
                 raise ValueError(f"checkpoint: {name} belongs to no parameter of this backbone")
             parameter = parameters[owner]
+            if key != "step" and value.shape != parameter.shape:
+                raise ValueError(
+                    f"checkpoint: {name} has shape {tuple(value.shape)}; allowed: {tuple(parameter.shape)}"
+                )
             on_device = value if key == "step" else value.to(parameter.device)
             optimizer.state[parameter][key] = on_device
 
@@ -168,11 +177,14 @@ def load_optimizer(
 def load_random_state(tensors: dict[str, Tensor], comm: Comm) -> None:
     """This rank's generators, where they were saved."""
     cpu = tensors.get(f"{RNG}cpu.{comm.rank}")
-    if cpu is not None:
-        torch.set_rng_state(cpu)
     cuda = tensors.get(f"{RNG}cuda.{comm.rank}")
-    if cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
+    try:
+        if cpu is not None:
+            torch.set_rng_state(cpu)
+        if cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(cuda)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"checkpoint: {RNG}: no state of a generator: {error}") from error
 
 
 def load_backbone(path: Path, net: nn.Module) -> None:

@@ -1,0 +1,41 @@
+"""torchrun, ending with a status that schedulers know: `python -m mpsoftmax.launcher ARGUMENTS-OF-TORCHRUN`.
+
+torchrun itself ends with 1 whatever happened. Here a run that was asked to stop and has saved ends with 143
+(SIGTERM, SIGUSR1) or 130 (SIGINT), one that failed with the status of the rank that failed first.
+"""
+
+import os
+import signal
+import sys
+
+HEARD = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""What is passed on to the ranks: torchrun's own, and what Slurm sends ahead of the time limit."""
+PREEMPTED, INTERRUPTED = 143, 130
+
+
+def main(arguments: list[str]) -> int:
+    """Run torchrun with these arguments; its status."""
+    # torch 2.13 keeps one store for all restarts otherwise, and new workers read dead addresses in it.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser
+    from torch.distributed.run import main as torchrun
+
+    if "--signals-to-handle" in get_args_parser().format_help():  # since torch 2.9
+        arguments = ["--signals-to-handle", HEARD, *arguments]
+    try:
+        torchrun(arguments)
+    except SignalException as error:
+        return INTERRUPTED if error.sigval == signal.SIGINT else PREEMPTED
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode
+        how = f"status {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+        print(f"mpsoftmax: rank {rank} ended first, with {how}", file=sys.stderr)
+        return code if code >= 0 else 128 - code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
