@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "train",
         help="train a model",
         description="Train from a YAML file and key.path=value overrides. Alone, with --nproc, or under "
-        "torchrun or deepspeed on one or several nodes: the same run. A run folder that holds a checkpoint is "
-        "continued.",
+        "torchrun or deepspeed on one or several nodes: the same run. A run folder that holds a checkpoint "
+        "is continued.",
         epilog="example: mpsoftmax train configs/quickstart.yaml train.steps=200 --nproc 2",
     )
     train.add_argument("config", help="YAML file; docs/configuration.md lists every key")

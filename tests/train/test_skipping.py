@@ -13,7 +13,8 @@ from mpsoftmax.comm import Comm, local_rows
 from mpsoftmax.config import load
 from mpsoftmax.train.culprits import bisect, overflowing
 from mpsoftmax.train.loop import Trainer
-from mpsoftmax.train.precision import LossScale, autocast_dtype, resolve_precisionfrom mpsoftmax.train.state import run_state
+from mpsoftmax.train.precision import LossScale, autocast_dtype, resolve_precision
+from mpsoftmax.train.state import run_state
 
 FP16 = ("train.precision=fp16", "train.loss_scale.growth_every=3", "train.max_skipped=30")
 
@@ -93,10 +94,23 @@ def test_a_sample_that_breaks_is_named_and_leaves_no_trace(ranks, tmp_path, accu
     assert totals == [1, 1]  # steps 5 and 10
 
 
-def test_a_gradient_that_breaks_skips_the_step_on_all_ranks(ranks, tmp_path):
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "ddp",
+        "fsdp2",
+        "{kind: deepspeed, stage: 2}",
+        pytest.param("{kind: deepspeed, stage: 3}", marks=pytest.mark.slow),
+        pytest.param("{kind: deepspeed, stage: 0}", marks=pytest.mark.slow),
+        pytest.param("{kind: deepspeed, stage: 1}", marks=pytest.mark.slow),
+    ],
+)
+def test_a_gradient_that_breaks_skips_the_step_on_all_ranks(ranks, tmp_path, engine):
+    """Whatever runs the backbone; and the run goes on as if the step had not been."""
     moved = ranks.run(
-        poisoned_run, 2, folder=tmp_path, overrides=(), where="backward pass", at=(3, 5)
-    )
+        poisoned_run, 2, folder=tmp_path, overrides=(f"train.engine={engine}",),
+        where="backward pass", at=(3, 5),
+    )  # fmt: skip
     assert moved == [[[], []]] * 2
     found = [line for line in lines(tmp_path) if line["kind"] == "skip"]
     assert [line["step"] for line in found] == [3, 5]
