@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "train",
         help="train a model",
         description="Train from a YAML file and key.path=value overrides. Alone, with --nproc, or under "
-        "torchrun on one or several nodes: the same run. A run folder that holds a checkpoint is continued.",
+        "torchrun or deepspeed on one or several nodes: the same run. A run folder that holds a checkpoint "
+        "is continued.",
         epilog="example: mpsoftmax train configs/quickstart.yaml train.steps=200 --nproc 2",
     )
     train.add_argument("config", help="YAML file; docs/configuration.md lists every key")
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 if the command ended as asked, 2 for a user's mistake (one line says which).
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = without_local_rank(list(sys.argv[1:] if arguments is None else arguments))
     overridden = given[:1] in (["train"], ["plan"])
     options = parse_overridden(given) if overridden else parser().parse_args(given)
     commands = {
@@ -156,6 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"mpsoftmax {options.command}: error: {where}{error}", file=sys.stderr, flush=True
             )
         return USER_ERROR
+
+
+def without_local_rank(given: list[str]) -> list[str]:
+    """Arguments without the --local_rank=N that the deepspeed launcher puts first; LOCAL_RANK says it too."""
+    return [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
 
 
 def parse_overridden(given: list[str]) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import datetime
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -230,15 +231,24 @@ class Comm:
         """
         if not self.connected:
             return local
-        if self._mesh is None:
-            group = self._group if self._group is not None else dist.group.WORLD
-            assert group is not None
-            self._mesh = DeviceMesh.from_group(group, local.device.type)
         shape = torch.Size([num_rows, *local.shape[1:]])
         stride = torch.empty(shape, device="meta").stride()
         return DTensor.from_local(
-            local, self._mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+            local,
+            self._mesh_on(local.device.type),
+            [Shard(0)],
+            run_check=False,
+            shape=shape,
+            stride=stride,
         )
+
+    def _mesh_on(self, device_type: str) -> DeviceMesh:
+        """All ranks as one row."""
+        if self._mesh is None:
+            group = self._group if self._group is not None else dist.group.WORLD
+            assert group is not None
+            self._mesh = DeviceMesh.from_group(group, device_type)
+        return self._mesh
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
         """The module under DistributedDataParallel; itself where there is one process only.
@@ -251,6 +261,28 @@ class Comm:
         return DistributedDataParallel(
             module, process_group=self._group, find_unused_parameters=True
         )
+
+    def fully_shard(
+        self, module: nn.Module, blocks: Iterable[nn.Module], reshard_after_forward: bool
+    ) -> nn.Module:
+        """The module under FSDP2, in place: its parameters become DTensors `Shard(0)`.
+
+        Args:
+            module: On its device.
+            blocks: Parts of it that are gathered as one; the rest is gathered with the module.
+            reshard_after_forward: Whether a block gives its gathered parameters back after its forward.
+
+        Raises:
+            ValueError: there is no process group.
+        """
+        if not self.connected:
+            raise ValueError("engine fsdp2: allowed with a process group, if only of one rank")
+        device = next(module.parameters()).device
+        mesh = self._mesh_on(device.type)
+        for block in blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        return module
 
     def share(self, value: object) -> list[Any]:
         """Small plain values of every rank, in rank order."""
@@ -290,6 +322,11 @@ class Comm:
 def local_rows(tensor: Tensor) -> Tensor:
     """The local part of a DTensor; a plain tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a DTensor, on every rank (collective); a plain tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -10,6 +10,7 @@ from mpsoftmax.config.loading import apply_override, from_tree, load, plain, to_
 from mpsoftmax.config.sections import (
     BackboneConfig,
     Config,
+    LossScaleConfig,
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "GlyphsConfig",
     "HeadConfig",
     "LinkingConfig",
+    "LossScaleConfig",
     "OptimizerConfig",
     "RunConfig",
     "ScheduleConfig",

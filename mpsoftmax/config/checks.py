@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mpsoftmax.config.data_sections import DataConfig, DatasetConfig
 
 if TYPE_CHECKING:
-    from mpsoftmax.config.sections import Config
+    from mpsoftmax.config.sections import Config, TrainConfig
 
 
 def check_ranges(config: Config) -> None:
@@ -35,6 +35,8 @@ def check_ranges(config: Config) -> None:
         ("train.checkpoint_every", train.checkpoint_every, 1),
         ("train.keep_checkpoints", train.keep_checkpoints, 1),
         ("train.max_failed_saves", train.max_failed_saves, 0),
+        ("train.max_skipped", train.max_skipped, 1),
+        ("train.loss_scale.growth_every", train.loss_scale.growth_every, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"{path}: {value}; allowed: at least {least}")
@@ -67,6 +69,7 @@ def check_combinations(config: Config) -> None:
     train, data = config.train, config.data
     check_datasets(config.data)
     check_head(config)
+    check_precision(train)
     if not config.run.dir:
         raise ValueError("run.dir: ''; allowed: the path of a folder")
     if data.crop > 1:
@@ -92,6 +95,22 @@ def check_combinations(config: Config) -> None:
         )
     if train.schedule.kind == "step" and not train.schedule.milestones:
         raise ValueError("train.schedule.milestones: empty; kind: step needs at least one")
+
+
+def check_precision(train: TrainConfig) -> None:
+    """Raise ValueError for a loss scale or a clipping that means nothing."""
+    scale = train.loss_scale
+    if not 0 < scale.least <= scale.initial < float("inf"):
+        raise ValueError(
+            f"train.loss_scale.initial: {scale.initial}; allowed: a number, at least train.loss_scale.least="
+            f"{scale.least} > 0"
+        )
+    if not 1 <= scale.growth < float("inf"):
+        raise ValueError(f"train.loss_scale.growth: {scale.growth}; allowed: at least 1")
+    if not 0 < scale.backoff < 1:
+        raise ValueError(f"train.loss_scale.backoff: {scale.backoff}; allowed: 0 < value < 1")
+    if train.clip_over == "joint" and train.clip_norm is None:
+        raise ValueError("train.clip_over: joint; allowed only with train.clip_norm")
 
 
 def check_datasets(data: DataConfig) -> None:

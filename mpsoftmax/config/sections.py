@@ -76,6 +76,22 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LossScaleConfig:
+    """The dynamic loss scale of precision fp16: one for all ranks, backbone and head."""
+
+    initial: float = 65536.0
+    """Where it starts."""
+    growth: float = 2.0
+    """Factor after `growth_every` steps without overflow."""
+    backoff: float = 0.5
+    """Factor after a step that overflowed, which is skipped."""
+    growth_every: int = 2000
+    """Steps in a row without overflow before it grows."""
+    least: float = 1.0
+    """It does not fall below."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """The loop."""
 
@@ -89,12 +105,19 @@ class TrainConfig:
     """Micro-batches a step."""
     seed: int = 0
     """Key of initial weights, order, augmentation and sampling."""
-    precision: Literal["bf16", "fp32"] = "fp32"
-    """bf16: backbone under autocast with float32 parameters."""
+    engine: str | dict[str, Any] = "ddp"
+    """Who runs the backbone: ddp, fsdp2, deepspeed, or {kind: deepspeed, stage: 2}."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """bf16, fp16: backbone under autocast with float32 parameters; auto: bf16 on GPUs with it, else fp32."""
+    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     clip_norm: float | None = None
-    """Largest norm of the backbone's gradient."""
+    """Largest norm of the gradient; null: any."""
+    clip_over: Literal["backbone", "joint"] = "backbone"
+    """Whose norm clip_norm limits: the backbone's gradient, or backbone and class rows together."""
+    max_skipped: int = 20
+    """Steps in a row skipped for a loss or gradient that is not finite before training stops."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     eval_every: int | None = None

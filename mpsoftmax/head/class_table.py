@@ -297,6 +297,31 @@ class ClassTable:
         if self.lazy:
             self._log(hyper)
 
+    def gradient_square(
+        self, index: Tensor | None, gradient: GradientTile, norms: Tensor
+    ) -> Tensor:
+        """Scalar float64: squared norm of the projected gradient by some rows; nothing moves.
+
+        Args:
+            index: As in `update`.
+            gradient: As in `update`.
+            norms: As in `update`.
+        """
+        num_rows = self.num_rows if index is None else index.numel()
+        squares = norms.to(self.work_dtype).square()[:, None]
+        size = block_size(self.dim, self.work_dtype, self.device)
+        scratch = torch.empty(
+            min(size, num_rows), self.dim, dtype=self.work_dtype, device=self.device
+        )
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for first in range(0, num_rows, size):
+            last = min(first + size, num_rows)
+            tile = gradient(first, last, scratch[: last - first])
+            where = slice(first, last) if index is None else index[first:last]
+            project(tile, self.current_rows(where).to(self.work_dtype), squares[first:last])
+            total += torch.linalg.vector_norm(tile, dtype=torch.float64).square()
+        return total
+
     def _window(self, index: Tensor | None) -> tuple[Window, Tensor]:
         """The rows to be moved, and their row steps after it: int64 [n]."""
         rounded = self._rounding(index)

@@ -4,6 +4,7 @@ Accumulation over several backward calls is addition of their tiles; with sample
 rows of its own, and the tiles run over the union of them and of the samples' own rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,21 @@ class TileSource:
         bounds = torch.searchsorted(self._part.index, torch.stack([ids[0], ids[-1] + 1])).tolist()
         places = torch.searchsorted(ids, self._part.index[bounds[0] : bounds[1]])
         return bounds[0], bounds[1], places
+
+
+def pending_gradient(
+    kernel: Kernel, parts: list[Contribution]
+) -> tuple[Tensor | None, Tensor, Callable[[int, int, Tensor], Tensor]]:
+    """Rows that the gradient of a step reaches (None: all), their norms [n], and what writes a tile of it."""
+    union = union_of(parts)
+    sources = [TileSource(kernel, part, union) for part in parts]
+
+    def write(start: int, stop: int, out: Tensor) -> Tensor:
+        for number, source in enumerate(sources):
+            source.write(start, stop, out, add=number > 0)
+        return out
+
+    return union, row_norms(parts, union), write
 
 
 def coefficients(swept: Swept, reduced: Reduced, by_negatives: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from mpsoftmax.head.class_table import (
 )
 from mpsoftmax.head.exchange import Exchange
 from mpsoftmax.head.fused_update import update_in_kernel
-from mpsoftmax.head.gradient import Contribution, TileSource, coefficients, row_norms, union_of
+from mpsoftmax.head.gradient import Contribution, coefficients, pending_gradient
 from mpsoftmax.head.merged import MergedClasses, shared_rows
 from mpsoftmax.head.nearest import nearest_classes
 from mpsoftmax.head.negatives import Negatives
@@ -357,15 +357,39 @@ class ModelParallelSoftmax(nn.Module):
     def _move_rows(self, hyper: Mapping[str, Any]) -> None:
         if update_in_kernel(self._kernel, self._table, self._contributions, hyper):
             return
-        union = union_of(self._contributions)
-        sources = [TileSource(self._kernel, part, union) for part in self._contributions]
+        union, norms, gradient = pending_gradient(self._kernel, self._contributions)
+        self._table.update(union, gradient, norms, hyper)
 
-        def gradient(start: int, stop: int, out: Tensor) -> Tensor:
-            for number, source in enumerate(sources):
-                source.write(start, stop, out, add=number > 0)
-            return out
+    @torch.no_grad()
+    def gradient_square(self) -> Tensor:
+        """Scalar float64: squared L2 norm of this rank's part of the class gradient that step() would apply.
 
-        self._table.update(union, gradient, row_norms(self._contributions, union), hyper)
+        Of the projected gradient, as the rows move by it. Formed tile by tile and not kept: one more pass of
+        what step() does. No communication: all ranks' parts add up. 0 for class centres, which have none.
+        """
+        if not self._contributions or not self.weights.learned:
+            return torch.zeros((), dtype=torch.float64, device=self._table.device)
+        union, norms, gradient = pending_gradient(self._kernel, self._contributions)
+        return self._table.gradient_square(union, gradient, norms)
+
+    @torch.no_grad()
+    def gradient_is_finite(self) -> Tensor:
+        """Bool scalar: whether what step() would form this rank's class gradient from is finite.
+
+        Looks at the vectors of a step, not at the table: no communication and no pass over rows.
+        """
+        finite = torch.ones((), dtype=torch.bool, device=self._table.device)
+        for part in self._contributions:
+            for numbers in (part.negatives, part.target, part.norm, part.unit):
+                finite = finite & numbers.isfinite().all()
+        return finite
+
+    def scale_gradient(self, factor: Tensor | float) -> None:
+        """Multiply what the backward calls since the last step left, as a factor on their loss would have."""
+        self._contributions = [
+            replace(part, negatives=part.negatives * factor, target=part.target * factor)
+            for part in self._contributions
+        ]
 
     def _move_centres(self, rule: ClassCentres) -> None:
         parts, table = self._contributions, self._table

@@ -1,6 +1,7 @@
-"""From the configuration to the parts of a run: augmentation, backbone, head, optimiser.
+"""From the configuration to the parts of a run: augmentation, backbone, head.
 
-The head's own parts are built in parts.py, images and their order in datasets.py.
+The head's own parts are built in parts.py, images and their order in datasets.py, what runs the backbone and
+its optimiser in engines/.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from mpsoftmax.backbones import build_backbone
-from mpsoftmax.config import BackboneConfig, Config, HeadConfig, OptimizerConfig
+from mpsoftmax.config import BackboneConfig, Config, HeadConfig
 from mpsoftmax.data.order import share
 from mpsoftmax.data.transforms import DEFAULTS, Transform
 from mpsoftmax.data.transforms import build as build_transforms
@@ -20,6 +21,7 @@ from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.weights import ClassCentres
 from mpsoftmax.strict import suggestion
 from mpsoftmax.train.duplicates import MERGE_KEY, read_names, with_known_pairs
+from mpsoftmax.train.engines import describe_engine
 from mpsoftmax.train.parts import head_parts
 
 
@@ -41,6 +43,7 @@ def check_parts(config: Config) -> None:
     """
     build_augment(config)
     check_head(config)
+    describe_engine(config)
     if (
         ":" not in config.backbone.name
     ):  # foreign constructors may read values, which meta tensors lack
@@ -52,6 +55,11 @@ def check_head(config: Config) -> None:
     """What the head's parts refuse, each and of each other; with room for any known pair of classes."""
     sizes = [2**40] * len(config.data.datasets)
     parts = head_parts(with_known_pairs(config, None), sizes)
+    if config.train.clip_over == "joint" and not parts["weights"].learned:
+        raise ValueError(
+            f"train.clip_over: joint with head.weights={config.head.weights!r}; allowed with learned "
+            "weights: class centres have no gradient"
+        )
     if config.head.linking is not None and not parts["weights"].learned:
         raise ValueError(
             f"head.linking: given with head.weights={config.head.weights!r}; allowed with learned weights"
@@ -90,22 +98,6 @@ def build_net(config: Config) -> nn.Module:
         raise ValueError(
             message if message.startswith("backbone") else f"backbone: {message}"
         ) from error
-
-
-def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The backbone's optimiser over its trainable parameters."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.ndim > 1]
-    vectors = [parameter for parameter in trainable if parameter.ndim <= 1]
-    decay = config.weight_decay if config.decay_vectors else 0.0
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": decay},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if config.kind == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
 def local_capacity(config: Config, world: int) -> int:

@@ -15,6 +15,7 @@ from mpsoftmax.data.pixels import to_float
 from mpsoftmax.head.centres import ClassMeans
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.weights import ClassCentres
+from mpsoftmax.train.precision import autocast_dtype
 
 PASS_BATCH = 64
 
@@ -36,7 +37,7 @@ class DataPass:
         data = config.data
         self._comm, self._device, self._num_images = comm, device, len(images)
         self._size = data.image_size
-        self._bf16 = config.train.precision == "bf16"
+        self._lowered = autocast_dtype(config)
         self._loader = Loader(
             images,
             None,
@@ -77,7 +78,8 @@ class DataPass:
         """Raw features float32 [b, D] of uint8 [b, 3, H, W]."""
         filled = images.new_zeros(PASS_BATCH, 3, *self._size)
         filled[: len(images)] = images
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+        kind, dtype = self._device.type, self._lowered
+        with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
             features = net(to_float(filled.to(self._device)))
         return features[: len(images)].float()
 

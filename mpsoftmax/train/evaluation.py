@@ -24,6 +24,7 @@ from mpsoftmax.evaluate.retrieval import recall_at_1
 from mpsoftmax.evaluate.verification import VerificationResult, verify
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.train.datasets import glyph_options
+from mpsoftmax.train.precision import autocast_dtype
 
 GLYPH_SETS = {"glyphs-open": "open", "glyphs-closed": "closed"}
 NUM_GLYPH_PAIRS = 6000
@@ -138,7 +139,7 @@ class Evaluator:
             workers=data.workers,
             flip=chosen.mirror,
             device=self.device,
-            dtype=torch.bfloat16 if self.config.train.precision == "bf16" else None,
+            dtype=autocast_dtype(self.config),
             rank=self.comm.rank,
             world=self.comm.world,
             gather=self.comm.all_gather_rows,

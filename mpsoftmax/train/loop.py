@@ -5,7 +5,6 @@ micro-batches, each cut into the ranks' shares. The position in the stream is th
 consumed, so any world size continues where another stopped.
 """
 
-import contextlib
 import math
 import os
 import time
@@ -22,27 +21,24 @@ from mpsoftmax.config import Config, to_tree, to_yaml
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.order import share
-from mpsoftmax.data.pixels import to_float
 from mpsoftmax.data.union import Union
-from mpsoftmax.train.build import (
-    build_augment,
-    build_head,
-    build_net,
-    build_optimizer,
-    changed_settings,
-)
+from mpsoftmax.train.build import build_augment, build_head, build_net, changed_settings
 from mpsoftmax.train.centres import DataPass, drift_of, refresh_every, share_buffers
 from mpsoftmax.train.checkpoint import Checkpoints, read_state
 from mpsoftmax.train.datasets import build_order, names_within, sizes_of
 from mpsoftmax.train.duplicates import merge_listed, with_known_pairs
+from mpsoftmax.train.engines import Surroundings, describe_engine
 from mpsoftmax.train.evaluation import Evaluator
 from mpsoftmax.train.identities import Identities
 from mpsoftmax.train.inputs import describe_data, open_in_turn, total_steps, training_device
 from mpsoftmax.train.metrics import Log
+from mpsoftmax.train.precision import LossScale, autocast_dtype, resolve_precision
 from mpsoftmax.train.saving import Saver
 from mpsoftmax.train.schedule import learning_rate_factor
+from mpsoftmax.train.skips import Skips, describe
 from mpsoftmax.train.start import start_from
 from mpsoftmax.train.state import is_copy, load_run_state, run_state
+from mpsoftmax.train.step import Cut, Outcome, Step
 from mpsoftmax.train.stopping import Stopped, StopSignals
 
 
@@ -67,9 +63,9 @@ class Trainer:
     """
 
     def __init__(self, config: Config, comm: Comm) -> None:
-        self.config, self.comm = config, comm
-        self.folder = Path(config.run.dir)
-        self.device = training_device()
+        self.comm, self.folder, self.device = comm, Path(config.run.dir), training_device()
+        config, chosen = resolve_precision(config, self.device)
+        self.config = config
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", comm, config.train.keep_checkpoints
         )
@@ -78,27 +74,43 @@ class Trainer:
         self.data = describe_data(images, comm)
         self.num_steps = total_steps(config, len(images))
         torch.manual_seed(config.train.seed)
-        self.net = comm.together(lambda: build_net(config)).to(self.device)
-        self.memory_format = (
+        net = comm.together(lambda: build_net(config)).to(self.device)
+        memory_format = (
             torch.channels_last if config.backbone.channels_last else torch.contiguous_format
         )
-        self.net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(config.train.optimizer, self.net)
+        net.to(memory_format=memory_format)  # type: ignore[call-overload]
         several = images if isinstance(images, Union) else None
         for_head = comm.together(lambda: with_known_pairs(config, several))
         self.head = build_head(for_head, sizes_of(images), comm.world, self.device)
         self.data_pass = DataPass(config, images, comm, self.device)
         self.identities = Identities(config, images, self.head, self.data_pass, self.folder, comm)
+        started = [] if chosen is None else [chosen]
+        if resume is None:
+            started += start_from(config, net, self.head, comm)
+            merge_listed(config, several, self.head)
+        autocast = autocast_dtype(config)
+        around = Surroundings(config, comm, self.device, autocast)
+        self.engine = comm.together(lambda: describe_engine(config)).start(net, around)
         torch.manual_seed(config.train.seed + 1 + comm.rank)  # dropout differs between ranks
         self.step, self.samples = 0, 0
         self.unevaluated = False  # a checkpoint is saved before the evaluation of its step
-        self.skipped: set[str] = set()
+        self.corrupt: set[str] = set()
+        self.skips = Skips(config.train.max_skipped)
+        self.scale = LossScale(
+            config.train.loss_scale if config.train.precision == "fp16" else None
+        )
         if resume is not None:
             self._resume(resume)
-        started = []
-        if resume is None:
-            started = start_from(config, self.net, self.head, comm)
-            merge_listed(config, several, self.head)
+        self._take = Step(
+            config.train,
+            self.engine,
+            self.head,
+            comm,
+            device=self.device,
+            memory_format=memory_format,
+            scale=self.scale,
+            autocast=autocast,
+        )
         self.loader = Loader(
             images,
             build_order(config, images),
@@ -124,6 +136,11 @@ class Trainer:
         )
         comm.together(lambda: self.identities.open(self.step))
         self._describe(resume, started, images)
+
+    @property
+    def net(self) -> nn.Module:
+        """The backbone as its engine holds it."""
+        return self.engine.net
 
     def _open_folder(self) -> Path | None:
         """The checkpoint to continue from, the same for all ranks.
@@ -166,8 +183,10 @@ class Trainer:
                 f"data.train: {self.data}; checkpoint {path} was trained on {saved}; allowed: the same "
                 "images in the same order, or a new run.dir"
             )
-        load_run_state(path, self.net, self.optimizer, self.head, self.comm)
+        load_run_state(path, self.engine, self.config.train.optimizer.kind, self.head, self.comm)
         self.identities.load_state(state.get("linking"))
+        self.skips.load_state(state.get("skipped"))
+        self.scale.load_state(state.get("loss_scale"))
         self.step, self.samples = state["step"], state["samples"]
         self.unevaluated = state.get("unevaluated", False)
 
@@ -206,9 +225,6 @@ class Trainer:
         Raises:
             Stopped: a signal asked to stop before the last step; the step reached is saved.
         """
-        if self.config.backbone.compile:
-            self.net.compile()  # in place: names of parameters stay
-        net = self.comm.data_parallel(self.net)
         train, evaluations = self.config.train, []
         batches = iter(self.loader.stream(self._cuts()))
         unfinished = self.step < self.num_steps
@@ -220,17 +236,17 @@ class Trainer:
             with self.stops:
                 while self.step < self.num_steps:
                     self.stops.ask()
-                    self._after_step(self._step(net, batches))  # type: ignore[arg-type]
+                    self._after_step(self._step(batches))  # type: ignore[arg-type]
                     if self.unevaluated:
                         evaluations = self._evaluate()
                 if unfinished:
                     self._save(last=True)
-            found = self.identities.list_duplicates(self.net) if unfinished else None
-            if found is not None:
-                self.log.say(found)
+            if unfinished:
+                self._list_duplicates()
         finally:
             self.saver.close(train.timeout_s)
             self.identities.close()
+            self.engine.close()
             batches.close()  # type: ignore[attr-defined]
             self.log.close()
         return Summary(self.folder, self.step, evaluations)
@@ -245,7 +261,8 @@ class Trainer:
         if due(refresh_every(self.head), self.step):
             self._refresh_centres()
         if due(self.identities.every, self.step):
-            self.log.write(self.identities.link(self.step, self.net))
+            with self.engine.whole() as net:
+                self.log.write(self.identities.link(self.step, net))
         if due(train.log_every, self.step) or last:
             self.log.write(resolved(line))
         self.unevaluated = due(train.eval_every, self.step) or last
@@ -259,38 +276,43 @@ class Trainer:
 
     def _cuts(self) -> Iterator[tuple[int, int]]:
         """This rank's share of every micro-batch from here to the end, as stream positions."""
-        size, parts = self.config.train.batch_size, self.config.train.accumulation
+        size = self.config.train.batch_size
         for start in range(self.samples, self.samples + (self.num_steps - self.step) * size, size):
-            for micro in range(parts):
-                low, high = share(size, micro, parts)
-                first, last = share(high - low, self.comm.rank, self.comm.world)
-                yield start + low + first, start + low + last
+            for micro in range(self.config.train.accumulation):
+                yield self._share_of(start, micro)
 
-    def _step(self, net: nn.Module, batches: Iterator[Batch]) -> dict[str, Any]:
+    def _share_of(self, start: int, micro: int) -> tuple[int, int]:
+        """This rank's share of one micro-batch of the step that begins at stream position `start`."""
+        train = self.config.train
+        low, high = share(train.batch_size, micro, train.accumulation)
+        first, last = share(high - low, self.comm.rank, self.comm.world)
+        return start + low + first, start + low + last
+
+    def _step(self, batches: Iterator[Batch]) -> dict[str, Any]:
         """One optimiser step over all micro-batches; returns its line of metrics (as tensors)."""
         began = time.perf_counter()
-        parts = [self._next(batches) for _ in range(self.config.train.accumulation)]
+        first, parts = self.samples, self.config.train.accumulation
+        spans = [self._share_of(first, micro) for micro in range(parts)]
+        cuts = [Cut(self._next(batches), low) for low, _ in spans]
         waited = time.perf_counter() - began
         factor = self._set_learning_rates()
-        loss = torch.zeros((), device=self.device)
-        for number, (batch, weight) in enumerate(zip(parts, self._weights(parts), strict=True)):
-            loss += self._backward(net, batch, weight, last=number == len(parts) - 1)
-        norm = self._clip()
-        self._check_finite(loss, norm)
-        self.optimizer.step()
-        self.head.step()
-        self.optimizer.zero_grad()
+        outcome = self._take(cuts)
         self.step += 1
         self.samples += self.config.train.batch_size
+        self.skips.count(outcome)
+        if outcome.culprits is not None:
+            self._say_skipped(outcome)
         elapsed = time.perf_counter() - began
         return {
             "kind": "train",
             "step": self.step,
             "samples": self.samples,
-            "loss": loss,
+            "loss": outcome.loss,
             "lr_factor": factor,
             **self.head.last_stats,
-            **({} if norm is None else {"gradient_norm": norm}),
+            **self._norms(outcome),
+            "skipped_steps": self.skips.total,
+            **({"loss_scale": self.scale.value} if self.scale.moves else {}),
             "timing": {
                 "images_per_s": self.config.train.batch_size / elapsed,
                 "step_s": elapsed,
@@ -298,86 +320,71 @@ class Trainer:
             },
         }
 
-    def _backward(self, net: nn.Module, batch: Batch, weight: float, *, last: bool) -> Tensor:
-        """Forward and backward of one micro-batch; its share of the step's loss."""
-        images = to_float(batch.images.to(self.device, non_blocking=True))
-        images = images.to(memory_format=self.memory_format)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        self.head.prefetch(labels)  # rows stored elsewhere are read beside the backbone
-        # Gradients are reduced once a step, with the last micro-batch.
-        local = isinstance(net, torch.nn.parallel.DistributedDataParallel) and not last
-        with net.no_sync() if local else contextlib.nullcontext():  # type: ignore[operator]
-            bf16 = self.config.train.precision == "bf16"
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                features = net(images)
-            loss = self.head(features.float(), labels) * weight
-            loss.backward()
-        return loss.detach().to(torch.float32)
+    def _norms(self, outcome: Outcome) -> dict[str, Tensor]:
+        """Norms that the user asked for."""
+        if self.config.train.clip_norm is None:
+            return {}
+        of_head = outcome.head_norm
+        return {
+            "gradient_norm": outcome.norm,
+            **({} if of_head is None else {"class_gradient_norm": of_head}),
+        }
 
-    def _weights(self, parts: list[Batch]) -> list[float]:
-        """Share of the step's valid samples in each micro-batch: their losses are means over those."""
-        if len(parts) == 1:
-            return [1.0]
-        valid = torch.tensor([int((batch.labels >= 0).sum()) for batch in parts])
-        counts = self.comm.all_reduce_sum(valid.to(self.device)).tolist()
-        return [count / max(1, sum(counts)) for count in counts]
-
-    def _check_finite(self, loss: Tensor, norm: Tensor | None) -> None:
-        """Stop on all ranks before anything non-finite reaches a weight.
+    def _say_skipped(self, outcome: Outcome) -> None:
+        """A skipped step is named when it happens, whatever log_every is.
 
         Raises:
-            ValueError: the loss or the clipped gradient's norm is not finite.
+            ValueError: too many in a row.
         """
-        for name, value in (("loss", loss), ("gradient norm", norm)):
-            if value is not None and not math.isfinite(value.item()):
-                raise AgreedError(
-                    f"{name} {value.item()} at step {self.step + 1}: stopped, no weight has moved; lower the "
-                    "learning rate, warm up longer, or clip (train.clip_norm)"
-                )
+        assert outcome.culprits is not None
+        scale = f"; loss scale now {self.scale.value:g}" if self.scale.moves else ""
+        self.log.say(f"step {self.step} skipped on all ranks: {describe(outcome)}{scale}")
+        numbers = resolved({"loss": outcome.loss, "gradient_norm": outcome.norm})
+        self.log.write({"kind": "skip", "step": self.step, **numbers, **outcome.culprits.as_dict()})
+        self.skips.check(self.step, outcome)
 
     def _set_learning_rates(self) -> float:
         factor = learning_rate_factor(self.config.train.schedule, self.step, self.num_steps)
-        base = self.config.train.optimizer.lr
-        for group in self.optimizer.param_groups:
-            group["lr"] = base * factor
+        self.engine.set_learning_rate(self.config.train.optimizer.lr * factor)
         for group in self.head.optimizer.param_groups:
             group["lr"] = self.head.row_rule.lr * factor
         return factor
 
-    def _clip(self) -> Tensor | None:
-        """The backbone's gradient norm, clipped; None where no limit is set."""
-        limit = self.config.train.clip_norm
-        if limit is None:
-            return None
-        return nn.utils.clip_grad_norm_(self.net.parameters(), limit)
-
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The next micro-batch; what had to be left out of it is named and counted, once an image."""
         batch = next(batches)
-        for name in sorted(set(batch.skipped) - self.skipped):
-            self.skipped.add(name)
+        for name in sorted(set(batch.skipped) - self.corrupt):
+            self.corrupt.add(name)
             where = f"rank {self.comm.rank}: skipped undecodable image {name}"
-            print(f"{where} ({len(self.skipped)} so far)", flush=True)  # noqa: T201
+            print(f"{where} ({len(self.corrupt)} so far)", flush=True)  # noqa: T201
         return batch
 
     def _refresh_centres(self) -> None:
         """Every class with images gets its exact mean as its centre."""
-        means = self.data_pass.class_means(self.net, self.head)
+        with self.engine.whole() as net:
+            means = self.data_pass.class_means(net, self.head)
         if self.step > 0:  # before, rows are no centres of anything
             drift = drift_of(self.head, means, self.comm)
             self.log.write({"kind": "centres", "step": self.step, **drift})
         self.head.set_centres(means)
 
+    def _list_duplicates(self) -> None:
+        with self.engine.whole() as net:
+            found = self.identities.list_duplicates(net)
+        if found is not None:
+            self.log.say(found)
+
     def _evaluate(self) -> list[dict[str, Any]]:
-        share_buffers(self.net, self.comm)  # judge the model that a checkpoint would hold
-        lines = self.evaluator.run(self.net, self.head)
+        with self.engine.whole() as net:
+            share_buffers(net, self.comm)  # judge the model that a checkpoint would hold
+            lines = self.evaluator.run(net, self.head)
         for line in lines:
             self.log.write({"kind": "eval", "step": self.step, **line})
         self.unevaluated = False
         return lines
 
     def _save(self, *, last: bool = False) -> None:
-        tensors = run_state(self.net, self.optimizer, self.head, self.comm)
+        tensors = run_state(self.engine, self.head, self.comm)
         state = {
             "samples": self.samples,
             "world": self.comm.world,
@@ -385,6 +392,8 @@ class Trainer:
             "data": self.data,
             "linking": self.identities.state(),
             "unevaluated": self.unevaluated,
+            "skipped": self.skips.state(),
+            "loss_scale": self.scale.state(),
             "config": to_tree(self.config),
         }
         self.saver.save(self.step, tensors, state, last=last)

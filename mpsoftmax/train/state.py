@@ -1,4 +1,4 @@
-"""One run's tensors by name: backbone, optimiser, head, random generators; into and out of checkpoints."""
+"""One run's tensors by name: engine, head, random generators; into and out of checkpoints."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,30 +18,20 @@ from mpsoftmax.train.checkpoint import (
     read_tensors,
     stored_tensors,
 )
+from mpsoftmax.train.engines.named_state import optimizer_names
+from mpsoftmax.train.engines.protocol import BACKBONE, OPTIMIZER, Engine
 
-BACKBONE, OPTIMIZER, HEAD, RNG = "backbone.", "optimizer.", "head.", "rng."
+HEAD, RNG = "head.", "rng."
 GROWING = ("step_log", "merged", "objective_state")
 """Parts of the head whose size is the checkpoint's; the head itself says what does not fit."""
 
 
-def run_state(
-    net: nn.Module, optimizer: torch.optim.Optimizer, head: ModelParallelSoftmax, comm: Comm
-) -> dict[str, Tensor]:
-    """What this rank saves, by name: its rows and its generators; rank 0 also what all ranks share.
-
-    Only rank 0's copy of the backbone may be written: running batch statistics differ between ranks until
-    DDP overwrites them with rank 0's at the next forward.
-    """
-    tensors = random_state(comm)
+def run_state(engine: Engine, head: ModelParallelSoftmax, comm: Comm) -> dict[str, Tensor]:
+    """What this rank saves, by name: its parts and its generators; rank 0 also what all ranks share."""
+    tensors = {**random_state(comm), **engine.tensors()}
     for name, value in head.state_dict().items():
         if is_sharded(value) or name.startswith(TOUCHED) or comm.rank == 0:
             tensors[HEAD + name] = value
-    if comm.rank == 0:
-        tensors.update({BACKBONE + name: value for name, value in net.state_dict().items()})
-        for name, parameter in trained(net).items():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"{OPTIMIZER}{name}.{key}"] = value
     return tensors
 
 
@@ -60,12 +50,19 @@ def random_state(comm: Comm) -> dict[str, Tensor]:
 
 def load_run_state(
     path: Path,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    engine: Engine,
+    kind: str,
     head: ModelParallelSoftmax,
     comm: Comm,
 ) -> dict[str, Any]:
-    """Restore a run from a checkpoint directory, at any world size; collective.
+    """Restore a run from a checkpoint directory, at any world size and by any engine; collective.
+
+    Args:
+        path: The checkpoint.
+        engine: Gets backbone and optimiser state.
+        kind: Of its optimiser: sgd or adamw.
+        head: Gets its rows.
+        comm: The ranks.
 
     Where this world size has ranks the saved one had not, their generators keep the fresh seed.
 
@@ -81,11 +78,11 @@ def load_run_state(
             f"checkpoint {path}: {state['num_classes']} classes; data.train has {head.num_classes}"
         )
     stored = stored_tensors(path)
-    check_optimizer(path, optimizer, stored)
-    wanted = {BACKBONE + name: value for name, value in net.state_dict().items()}
+    check_optimizer(path, kind, stored)
+    wanted = engine.to_load({n: empty_like_stored(stored[n]) for n in optimizer_names(stored)})
+    of_engine = list(wanted)
     for name in stored:
-        mine = name.startswith(RNG) and name.endswith(f".{comm.rank}")
-        if name.startswith(OPTIMIZER) or mine:
+        if name.startswith(RNG) and name.endswith(f".{comm.rank}"):
             wanted[name] = empty_like_stored(stored[name])
     parts = parts_to_load(stored, head, comm, state["world"])
     for name, value in parts.items():
@@ -96,7 +93,7 @@ def load_run_state(
             wanted[HEAD + name] = empty_like_stored(saved)
     read_tensors(path, wanted)
     head.load_state_dict({name: wanted.get(HEAD + name, value) for name, value in parts.items()})
-    load_optimizer(optimizer, net, wanted)
+    engine.load({name: wanted[name] for name in of_engine})
     load_random_state(wanted, comm)
     return state
 
@@ -141,37 +138,15 @@ def touched_names(
     return [name for name in names if saved_ranks([name])[0] in wanted]
 
 
-def check_optimizer(
-    path: Path, optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]
-) -> None:
+def check_optimizer(path: Path, kind: str, stored: Mapping[str, Any]) -> None:
     """Raise ValueError where the checkpoint holds the state of another kind of optimiser."""
     saved = {name.rpartition(".")[2] for name in stored if name.startswith(OPTIMIZER)}
-    kind = "adamw" if isinstance(optimizer, torch.optim.AdamW) else "sgd"
     expected = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}[kind]
     if not saved <= expected:
         raise ValueError(
             f"train.optimizer.kind: {kind}; checkpoint {path} holds {', '.join(sorted(saved))} of another "
             "kind; allowed: the kind it was saved with"
         )
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, net: nn.Module, tensors: dict[str, Tensor]
-) -> None:
-    """Per-parameter optimiser state from tensors by name."""
-    parameters = trained(net)
-    for name, value in tensors.items():
-        if name.startswith(OPTIMIZER):
-            owner, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
-            if owner not in parameters:
-                raise ValueError(f"checkpoint: {name} belongs to no parameter of this backbone")
-            parameter = parameters[owner]
-            if key != "step" and value.shape != parameter.shape:
-                raise ValueError(
-                    f"checkpoint: {name} has shape {tuple(value.shape)}; allowed: {tuple(parameter.shape)}"
-                )
-            on_device = value if key == "step" else value.to(parameter.device)
-            optimizer.state[parameter][key] = on_device
 
 
 def load_random_state(tensors: dict[str, Tensor], comm: Comm) -> None:
@@ -191,8 +166,3 @@ def load_backbone(path: Path, net: nn.Module) -> None:
     """The backbone alone from a checkpoint directory; collective."""
     wanted = {BACKBONE + name: value for name, value in net.state_dict().items()}
     read_tensors(path, wanted)
-
-
-def trained(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Trainable parameters by name."""
-    return {name: p for name, p in net.named_parameters() if p.requires_grad}

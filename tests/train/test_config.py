@@ -51,7 +51,7 @@ def test_a_lone_evaluation_set_is_a_list_of_one():
         ("train.epochs=3", "train.steps: 10 and train.epochs: 3.0; allowed: exactly one"),
         (
             "train.precision=fp321",
-            "train.precision: 'fp321'; allowed: bf16, fp32; did you mean 'fp32'?",
+            "train.precision: 'fp321'; allowed: auto, bf16, fp16, fp32; did you mean 'fp32'?",
         ),
         ("data.image_size=[112]", "data.image_size: 1 items; allowed: 2"),
         ("data.image_size=112", "data.image_size: 112; allowed: a list"),

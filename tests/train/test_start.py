@@ -19,7 +19,7 @@ def state_at_start(folder, overrides):
     trainer.log.close()
     moments = [value for name, value in trainer.head.state_dict().items() if "momentum" in name]
     quiet = all(float(getattr(m, "to_local", lambda m=m: m)().abs().sum()) == 0 for m in moments)
-    return trainer.step, net, rows, quiet and not trainer.optimizer.state
+    return trainer.step, net, rows, quiet and not trainer.engine.optimizer.state
 
 
 def rows_of(folder, overrides=()):
