@@ -101,6 +101,9 @@ def test_loader_reads_every_format(tmp_path):
     for row in rows:
         assert float(row["images_per_core_s"]) > 0
         assert float(row["share_of_bare"]) > 0
+        assert float(row["share_of_tar"]) > 0
+        if row["what"] == "tar":
+            assert float(row["share_of_tar"]) == 1
 
 
 def test_plain_softmax_is_the_head_s_loss():

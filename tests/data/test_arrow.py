@@ -79,6 +79,19 @@ def test_writes_batches_and_reads_them_back(tmp_path, monkeypatch):
     assert list(images.class_names) == ["p", "q\n\udcff"]
 
 
+def test_a_shuffled_read_copies_no_record_batch(tmp_path, monkeypatch):
+    """Training jumps between record batches: an image must not cost a copy of the one it lies in."""
+    monkeypatch.setattr(arrow_output, "BATCH_ROWS", 4)
+    data = [bytes([i]) * 50_000 for i in range(12)]
+    write_arrow(tmp_path / "a.arrow", Images(data, [0] * 12, ["p"]))
+    images = open_arrow(tmp_path / "a.arrow")
+    assert images.image(0) == data[0]
+    before = pa.total_allocated_bytes()
+    for index in (11, 2, 7, 3, 9):
+        assert images.image(index) == data[index]
+        assert pa.total_allocated_bytes() - before < 50_000
+
+
 def test_more_classes_than_float32_counts(tmp_path):
     columns = {
         "image": pa.array([b"x"] * 2, pa.binary()),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mpsoftmax.data.assembly import Assembly, Draws, Request
 from mpsoftmax.data.loader import Loader
 from mpsoftmax.data.order import ImagesOrder, share
 from mpsoftmax.data.transforms import Affine, Colour, Crop, Flip
@@ -110,6 +111,33 @@ def test_cutting_and_ranks_do_not_change_a_pixel():
     assert not torch.equal(whole[0][0], whole[0][again])
     other_seed = collected(loader(seed=4), [(0, 46)])
     assert not torch.equal(whole[0], other_seed[0])
+
+
+def test_draws_of_a_position_are_those_of_a_fresh_generator():
+    """Whatever was drawn before: a run resumed at a position augments it as the run before did."""
+    seed = 2**64 - 1
+    draws = Draws(seed)
+    for position in (5, 0, 10**12, 5):
+        key, counter = np.array([seed, position], np.uint64), np.array([0, 0, 0, 1], np.uint64)
+        fresh = np.random.Generator(np.random.Philox(key=key, counter=counter))
+        found = draws.at(position)
+        for _ in range(3):  # 32-bit draws leave half a word behind
+            assert found.integers(0, 9, dtype=np.uint32) == fresh.integers(0, 9, dtype=np.uint32)
+            assert found.random() == fresh.random()
+
+
+def test_a_worker_writes_into_shared_memory():
+    """Else the DataLoader copies every batch into it."""
+    assembly = Assembly(images(), SIZE, "pillow", 1.0, AUGMENT, 3)
+    info = "mpsoftmax.data.assembly.get_worker_info"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(info, object)
+        shared = assembly[Request(2, np.arange(5))]
+        assert shared[0].is_shared()
+        assert assembly[Request(2, np.arange(0))][0].shape == (0, 3, *SIZE)
+    alone = assembly[Request(2, np.arange(5))]
+    assert not alone[0].is_shared()
+    assert torch.equal(alone[0], shared[0])
 
 
 def test_without_order_and_augmentation_images_pass_unchanged():
