@@ -6,11 +6,14 @@ understood: bool, int, float, str, Any, Literal, unions, tuple, dict, and datacl
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from typing import Any, Literal
 
 import yaml
+
+LARGEST = 2**63
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -40,6 +43,8 @@ def build(kind: Any, value: Any, path: str) -> Any:
     """
     if dataclasses.is_dataclass(value):
         return value
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        raise ValueError(f"{path}: a number of {value.bit_length()} bits; allowed: below 2^63")
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return build_dataclass(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -91,7 +96,7 @@ def build_literal(choices: tuple[Any, ...], value: Any, path: str) -> Any:
         return value
     names = [str(choice) for choice in choices]
     raise ValueError(
-        f"{path}: {value!r}; allowed: {', '.join(names)}{did_you_mean(str(value), names)}"
+        f"{path}: {short(value)}; allowed: {', '.join(names)}{did_you_mean(short(value), names)}"
     )
 
 
@@ -149,7 +154,14 @@ def build_scalar(kind: type, value: Any, path: str) -> Any:
 
 def wrong_type(path: str, value: Any, allowed: str) -> ValueError:
     """The error for a value of the wrong type."""
-    return ValueError(f"{path or 'config'}: {value!r}; allowed: {allowed}")
+    return ValueError(f"{path or 'config'}: {short(value)}; allowed: {allowed}")
+
+
+def short(value: Any) -> str:
+    """A value as text, cut where it is long: what a file holds may be made to explode when printed."""
+    shortener = reprlib.Repr()
+    shortener.maxlevel, shortener.maxstring, shortener.maxother = 4, 200, 200
+    return shortener.repr(value)
 
 
 def join(path: str, key: str) -> str:

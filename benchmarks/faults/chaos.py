@@ -119,13 +119,24 @@ def wait_until(condition, training: Training, patience_s: float = PATIENCE_S) ->
         time.sleep(0.002)
 
 
+def wait_for_progress(training: Training, steps: int) -> None:
+    """Until that many steps were taken from where it resumes: lines behind that are cut first."""
+    lowest = [training.steps()]
+
+    def enough() -> bool:
+        now = training.steps()
+        lowest[0] = min(lowest[0], now)
+        return now >= lowest[0] + steps
+
+    wait_until(enough, training)
+
+
 def disturb(training: Training, kills: int, chance: random.Random) -> list[dict[str, object]]:
     """Kill it `kills` times; what was killed, at which step, and what a look at the checkpoints found."""
     events, checkpoints = [], training.folder / "checkpoints"
     for number in range(kills):
-        seen = training.steps()
-        wait_until(lambda seen=seen: training.steps() not in (0, seen), training)
-        time.sleep(chance.uniform(0.0, 1.2))
+        wait_for_progress(training, chance.randint(1, STEPS_PER_KILL - 5))
+        time.sleep(chance.uniform(0.0, 0.05))
         saving = number % 3 == 2
         if saving:
             wait_until(lambda: any(checkpoints.glob("*.partial")), training)

@@ -8,23 +8,11 @@ ours, any other is refused by name, and only the opcodes these files need are le
 import io
 import os
 import pickle
-import pickletools
 from pathlib import Path
 from typing import Any
 
 from mpsoftmax.data.positional_file import PositionalFile
-
-# No dict, set, persistent id or object construction: nothing that hashes, imports or instantiates.
-_OPCODES = frozenset(
-    [
-        *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL"),
-        *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2"),
-        *("TUPLE3", "INT", "LONG", "LONG1", "BININT", "BININT1", "BININT2", "STACK_GLOBAL"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "REDUCE", "BUILD", "MEMOIZE"),
-        *("PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"),
-    ]
-)
+from mpsoftmax.pickle_opcodes import VALUES, check_opcodes
 
 
 class _Dtype:
@@ -100,29 +88,13 @@ def read_bin_items(path: str | os.PathLike[str]) -> tuple[list[bytes], list[bool
     file = PositionalFile(path)
     data = file.read(0, file.size, "pickle")
     try:
-        _check_opcodes(data)
+        check_opcodes(data, VALUES)
         # Python 2 strings come as bytes; nothing else depends on the encoding.
         content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:
         # A damaged pickle makes the unpickler raise nearly anything.
         raise ValueError(f"{path}: InsightFace .bin (a pickle) expected: {error}") from error
     return _check_content(content, Path(path))
-
-
-def _check_opcodes(data: bytes) -> None:
-    """Walk the pickle without executing it: known opcodes, lengths and memo numbers that fit."""
-    end = 0
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
-        end = position or 0
-        if opcode.name not in _OPCODES:
-            raise ValueError(f"opcode {opcode.name} at offset {end} refused")
-        # A huge memo number would make the unpickler allocate a table of that size.
-        if "PUT" in opcode.name and not 0 <= int(argument or 0) <= count:
-            raise ValueError(f"memo number {argument} at offset {end}: at most {count} expected")
-        if opcode.name == "FRAME" and int(argument or 0) > len(data):
-            raise ValueError(f"frame of {argument} bytes at offset {end} of {len(data)}")
-    if end != len(data) - 1:
-        raise ValueError(f"end expected at offset {end}, {len(data) - 1 - end} more bytes found")
 
 
 def _check_content(content: object, path: Path) -> tuple[list[bytes], list[bool]]:

@@ -30,6 +30,8 @@ FORMATS = (1, FORMAT)
 PREFIX = "step-"
 LEAST = {"step": 0, "samples": 0, "world": 1, "num_classes": 1}
 """Counts in state.json."""
+OTHERS = {"config": dict, "data": dict | None, "linking": list | None, "unevaluated": bool | None}
+"""What else it holds; those that may be null need not be there."""
 
 
 class Checkpoints:
@@ -262,9 +264,12 @@ def read_state(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"checkpoint {path}: state.json: {field}: {value!r:.100}; allowed: whole, from {least}"
             )
-    for field, kind in (("config", dict), ("data", dict | None), ("linking", list | None)):
+    for field, kind in OTHERS.items():
         if not isinstance(state.get(field), kind):
             raise ValueError(f"checkpoint {path}: state.json: {field} is damaged")
+    data = state.get("data")
+    if data is not None and type(data.get("num_classes")) is not int:
+        raise ValueError(f"checkpoint {path}: state.json: data is damaged")
     return state
 
 

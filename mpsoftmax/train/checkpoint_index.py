@@ -22,8 +22,12 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from mpsoftmax.pickle_opcodes import VALUES, check_opcodes
+
 METADATA_FILE = ".metadata"
 MAX_INDEX_BYTES = 1 << 30
+
+OPCODES = VALUES | {"NEWOBJ", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "BINFLOAT"}
 
 ALLOWED_GLOBALS = {
     "torch.distributed.checkpoint.metadata": {
@@ -76,7 +80,9 @@ def read_index(folder: Path) -> Metadata:
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise ValueError(f"larger than {MAX_INDEX_BYTES} bytes")
-        metadata = MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+        data = path.read_bytes()
+        check_opcodes(data, OPCODES)
+        metadata = MetadataUnpickler(io.BytesIO(data)).load()
         check_index(metadata, folder)
     except FileNotFoundError as error:
         raise ValueError(f"checkpoint {folder}: not complete: no {METADATA_FILE}") from error
