@@ -108,13 +108,19 @@ def head_shape(config: Config, sizes: Sequence[int], world: int, device: str) ->
     )
 
 
-def backbone_of(config: Config, batch: int) -> BackboneCost:
+def lowered(config: Config, machine: Machine) -> bool:
+    """Whether the backbone's products are in 16 bits; `auto` as GPUs with bfloat16 resolve it."""
+    precision = config.train.precision
+    return precision in ("bf16", "fp16") or (precision == "auto" and machine.kind == "cuda")
+
+
+def backbone_of(config: Config, batch: int, *, bf16: bool) -> BackboneCost:
     """Cost of the configured backbone for one micro-batch of a rank."""
     return backbone_cost(
         lambda: build_net(config),
         config.data.image_size,
         batch,
-        bf16=config.train.precision == "bf16",
+        bf16=bf16,
         fake=":" not in config.backbone.name,
     )
 
@@ -132,11 +138,12 @@ def make_plan(config: Config, sizes: Sequence[int], world: int, machine: Machine
         ValueError: a part of the configuration does not fit, or there are more ranks than samples.
     """
     shape = head_shape(config, sizes, world, machine.kind)
-    cost = backbone_of(config, shape.capacity)
+    bf16 = lowered(config, machine)
+    cost = backbone_of(config, shape.capacity, bf16=bf16)
     images = image_bytes(config, shape.capacity)
     around: list[Item] = backbone_items(cost, config.train.optimizer.kind, world, images)
     passes = 1 + BACKWARD_FLOPS + RECOMPUTED_FLOPS * config.backbone.activation_checkpointing
-    dtype = "bfloat16" if config.train.precision == "bf16" else "float32"
+    dtype = "bfloat16" if bf16 else "float32"
     flops = passes * cost.forward_flops * shape.accumulation
     return Plan(
         shape=shape,

@@ -88,29 +88,13 @@ class Trainer:
         if resume is None:
             started += start_from(config, net, self.head, comm)
             merge_listed(config, several, self.head)
-        autocast = autocast_dtype(config)
-        around = Surroundings(config, comm, self.device, autocast)
-        self.engine = comm.together(lambda: describe_engine(config)).start(net, around)
-        torch.manual_seed(config.train.seed + 1 + comm.rank)  # dropout differs between ranks
+        self._start_engine(net, memory_format)
         self.step, self.samples = 0, 0
         self.unevaluated = False  # a checkpoint is saved before the evaluation of its step
         self.corrupt: set[str] = set()
         self.skips = Skips(config.train.max_skipped)
-        self.scale = LossScale(
-            config.train.loss_scale if config.train.precision == "fp16" else None
-        )
         if resume is not None:
             self._resume(resume)
-        self._take = Step(
-            config.train,
-            self.engine,
-            self.head,
-            comm,
-            device=self.device,
-            memory_format=memory_format,
-            scale=self.scale,
-            autocast=autocast,
-        )
         self.loader = Loader(
             images,
             build_order(config, images),
@@ -136,6 +120,26 @@ class Trainer:
         )
         comm.together(lambda: self.identities.open(self.step))
         self._describe(resume, started, images)
+
+    def _start_engine(self, net: nn.Module, memory_format: torch.memory_format) -> None:
+        """Who runs the backbone, and how a step is taken; collective."""
+        config, autocast = self.config, autocast_dtype(self.config)
+        around = Surroundings(config, self.comm, self.device, autocast)
+        self.engine = self.comm.together(lambda: describe_engine(config)).start(net, around)
+        torch.manual_seed(config.train.seed + 1 + self.comm.rank)  # dropout differs between ranks
+        self.scale = LossScale(
+            config.train.loss_scale if config.train.precision == "fp16" else None
+        )
+        self._take = Step(
+            config.train,
+            self.engine,
+            self.head,
+            self.comm,
+            device=self.device,
+            memory_format=memory_format,
+            scale=self.scale,
+            autocast=autocast,
+        )
 
     @property
     def net(self) -> nn.Module:

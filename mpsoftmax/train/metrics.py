@@ -24,7 +24,7 @@ class Sink(Protocol):
     def write(self, line: Mapping[str, Any]) -> None:
         """Take one line: {"kind": ..., "step": ..., values..., "timing": {...}}.
 
-        Kinds: train, eval, centres (exact class centres were set), linking.
+        Kinds: train, eval, skip (a skipped step, and why), centres (exact class centres were set), linking.
         """
         ...
 

@@ -178,6 +178,15 @@ def test_clashes_with_our_keys_are_refused_by_name(config, message):
         told(config, 2)
 
 
+def test_the_share_of_a_rank_must_be_ours():
+    config = load(None, ["train.steps=1", "train.batch_size=64", "train.accumulation=2"])
+    settle({"train_micro_batch_size_per_gpu": 8}, 1, config, world=4)
+    with pytest.raises(
+        ValueError, match=r"per_gpu: 8 contradicts train\.batch_size=64 over 2 ranks"
+    ):
+        settle({"train_micro_batch_size_per_gpu": 8}, 1, config, world=2)
+
+
 def test_stage_must_be_one_of_zero():
     with pytest.raises(ValueError, match=r"train\.engine\.stage: 4; allowed: 0, 1, 2, 3"):
         told({}, 4)

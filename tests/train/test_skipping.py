@@ -150,6 +150,30 @@ def test_float16_learns_with_one_scale_on_all_ranks(ranks, tmp_path):
     assert state["skipped"]["total"] == found[-1]["skipped_steps"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_float16_skips_the_same_steps_under_every_engine(ranks, tmp_path):
+    """Overflows, accumulation and clipping together: the scale takes the same way."""
+    overrides = (
+        *FP16,
+        "train.loss_scale.initial=1e7",
+        "train.accumulation=2",
+        "train.clip_norm=0.5",
+    )
+    engines = ["ddp", "fsdp2", *(f"{{kind: deepspeed, stage: {stage}}}" for stage in range(4))]
+    runs = []
+    for number, engine in enumerate(engines):
+        folder = tmp_path / str(number)
+        ranks.run(train, 2, folder=folder, overrides=(*overrides, f"train.engine={engine}"))
+        runs.append([line for line in lines(folder) if line["kind"] == "train"])
+    assert runs[0][-1]["skipped_steps"] >= 4
+    for run in runs[1:]:
+        for key in ("loss_scale", "skipped_steps"):
+            assert [line[key] for line in run] == [line[key] for line in runs[0]]
+        found, wanted = ([line["loss"] for line in one] for one in (run, runs[0]))
+        assert found == pytest.approx(wanted, rel=1e-2)
+
+
 def test_float16_without_overflow_is_float32_to_its_rounding(ranks, tmp_path):
     """The scale itself changes nothing: backbone, head and clipping get their gradients unscaled."""
     ranks.run(train, 2, folder=tmp_path / "whole", overrides=("train.clip_norm=0.5",))

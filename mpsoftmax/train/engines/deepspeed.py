@@ -52,8 +52,8 @@ class DeepSpeed:
         Raises:
             ValueError: DeepSpeed is not installed, or is of another version.
         """
-        library = import_deepspeed()
-        told = settle(read_config(self.config), self.stage, around.config)
+        library = around.comm.together(import_deepspeed)
+        told = settle(read_config(self.config), self.stage, around.config, around.comm.world)
         return DeepSpeedEngine(library, net, around, told)
 
 

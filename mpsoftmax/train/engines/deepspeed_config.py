@@ -54,13 +54,16 @@ def read_config(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     return tree
 
 
-def settle(given: Mapping[str, Any], stage: int | None, config: Config) -> dict[str, Any]:
+def settle(
+    given: Mapping[str, Any], stage: int | None, config: Config, world: int | None = None
+) -> dict[str, Any]:
     """What DeepSpeed is told: the given keys that are its own, and ours.
 
     Args:
         given: The user's configuration; "auto" anywhere at its top stands for ours.
         stage: train.engine.stage; None: the configuration's, or 1.
         config: Ours.
+        world: Number of ranks; None: not known yet.
 
     Raises:
         ValueError: a key is unknown, not for us, or contradicts ours; names both.
@@ -74,7 +77,7 @@ def settle(given: Mapping[str, Any], stage: int | None, config: Config) -> dict[
                 f"{FIELD}.{key}: {given[key]} contradicts {name}={value}; allowed: the same, auto, or "
                 "left out"
             )
-    micro = own.pop("train_micro_batch_size_per_gpu", None)
+    check_micro_batch(own.pop("train_micro_batch_size_per_gpu", None), config, world)
     zero = own.pop("zero_optimization", {})
     for key in own:
         if key not in PASSED_ON:
@@ -86,11 +89,26 @@ def settle(given: Mapping[str, Any], stage: int | None, config: Config) -> dict[
         **own,
         "zero_optimization": {**zero, "stage": zero_stage(zero, stage)},
         # Micro-batches differ in size and the loop says where a step ends: DeepSpeed counts single ones.
-        "train_micro_batch_size_per_gpu": micro or 1,
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,  # the loop clips; left out it would be 1.0
         "zero_allow_untested_optimizer": True,
     }
+
+
+def check_micro_batch(micro: Any, config: Config, world: int | None) -> None:
+    """Raise ValueError for a share of a rank and micro-batch that is not ours; None: none was given."""
+    train = config.train
+    if (
+        micro is not None
+        and world is not None
+        and micro * world * train.accumulation != train.batch_size
+    ):
+        raise ValueError(
+            f"{FIELD}.train_micro_batch_size_per_gpu: {micro} contradicts train.batch_size="
+            f"{train.batch_size} over {world} ranks and train.accumulation={train.accumulation}; allowed: their quotient, auto, "
+            "or left out"
+        )
 
 
 def equals(config: Config) -> dict[str, tuple[str, Any]]:
