@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The same training started by DeepSpeed's launcher instead of torchrun, without ssh: every node runs the same line.
+#   launch/deepspeed.sh configs/faces_small.yaml train.engine=deepspeed ...                       this machine
+#   HOSTFILE=my_hosts NODE_RANK=1 MASTER=node0:29500 launch/deepspeed.sh CONFIG ...               second of several
+#
+# HOSTFILE   nodes and their ranks (default: launch/hostfile)
+# NODE_RANK  which line of it this node is, from 0 (default 0)
+# MASTER     host:port of the first node (default 127.0.0.1:29500)
+# PYTHON     which Python (default: .venv/bin/python here, else python3)
+#
+# DeepSpeed's launcher does not start a job again after a failure: launch/torchrun.sh does.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ $# -eq 0 ] || [ "$1" = --help ] || [ "$1" = -h ]; then
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+    exit 2
+fi
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+    python=python3
+    if [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; fi
+fi
+master=${MASTER:-127.0.0.1:29500}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$python" -m deepspeed.launcher.runner --hostfile "${HOSTFILE:-$root/launch/hostfile}" --no_ssh \
+    --node_rank "${NODE_RANK:-0}" --master_addr "${master%:*}" --master_port "${master##*:}" \
+    --module mpsoftmax train "$@"
