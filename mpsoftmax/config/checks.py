@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from mpsoftmax.config.data_sections import DataConfig, DatasetConfig
 
 if TYPE_CHECKING:
     from mpsoftmax.config.sections import Config
+
+
+FIGURES = ("accuracy", "auc", "eer", "recall_at_1", "top1")
+"""Of an evaluation, by which a checkpoint can be the best."""
 
 
 def check_ranges(config: Config) -> None:
@@ -66,6 +71,7 @@ def check_combinations(config: Config) -> None:
     train, data = config.train, config.data
     check_datasets(config.data)
     check_head(config)
+    check_tracking(config)
     if not config.run.dir:
         raise ValueError("run.dir: ''; allowed: the path of a folder")
     if data.crop > 1:
@@ -91,6 +97,31 @@ def check_combinations(config: Config) -> None:
         )
     if train.schedule.kind == "step" and not train.schedule.milestones:
         raise ValueError("train.schedule.milestones: empty; kind: step needs at least one")
+
+
+def check_tracking(config: Config) -> None:
+    """Raise ValueError for what cannot be tracked or traced."""
+    track, profile = config.track, config.train.profile
+    if profile is not None and not 1 <= profile[0] <= profile[1]:
+        raise ValueError(
+            f"train.profile: {list(profile)}; allowed: first and last step, 1 <= first <= last"
+        )
+    for i, path in enumerate(track.callbacks):
+        module, colon, name = path.partition(":")
+        if not (colon and name.isidentifier() and all(map(str.isidentifier, module.split(".")))):
+            raise ValueError(f"track.callbacks[{i}]: {path!r}; allowed: package.module:Class")
+    if track.best is None:
+        return
+    name, _, figure = track.best.rpartition("/")
+    names = [PurePath(spec.partition("@")[0]).stem for spec in config.data.eval]
+    if name not in names:
+        raise ValueError(
+            f"track.best: {track.best!r}; allowed: SET/FIGURE with a set of data.eval: {names}"
+        )
+    if figure not in FIGURES and not figure.startswith("tar_at_far_"):
+        raise ValueError(
+            f"track.best: {track.best!r}; allowed figures: {', '.join(FIGURES)}, tar_at_far_X"
+        )
 
 
 def check_datasets(data: DataConfig) -> None:

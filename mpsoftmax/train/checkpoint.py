@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,16 @@ def read_tensors(path: Path, wanted: dict[str, Tensor]) -> None:
                 f"{tuple(tensor.shape)}"
             )
     dcp.load(wanted, storage_reader=Reader(path))
+
+
+def read_alone(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Whole tensors whose names begin with `prefix`, without it, on the CPU; by one rank, not collective."""
+    stored = {name: meta for name, meta in stored_tensors(path).items() if name.startswith(prefix)}
+    tensors = {name: empty_like_stored(meta) for name, meta in stored.items()}
+    with warnings.catch_warnings():  # that this is one process is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=Reader(path), no_dist=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def empty_like_stored(stored: TensorStorageMetadata) -> Tensor:

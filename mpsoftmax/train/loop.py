@@ -8,7 +8,7 @@ consumed, so any world size continues where another stopped.
 import contextlib
 import math
 import os
-import time
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,9 @@ from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.order import share
 from mpsoftmax.data.pixels import to_float
 from mpsoftmax.data.union import Union
+from mpsoftmax.track.log import Log
+from mpsoftmax.track.profiler import Profiler
+from mpsoftmax.track.step_clock import BACKBONE, UPDATE, StepClock
 from mpsoftmax.train.build import (
     build_augment,
     build_head,
@@ -38,10 +41,9 @@ from mpsoftmax.train.duplicates import merge_listed, with_known_pairs
 from mpsoftmax.train.evaluation import Evaluator
 from mpsoftmax.train.identities import Identities
 from mpsoftmax.train.inputs import describe_data, open_in_turn, total_steps, training_device
-from mpsoftmax.train.metrics import Log
 from mpsoftmax.train.schedule import learning_rate_factor
 from mpsoftmax.train.start import start_from
-from mpsoftmax.train.state import load_run_state, run_state
+from mpsoftmax.train.state import load_run_state, read_backbone, run_state
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Trainer:
         # A missing set is better found now than at the first evaluation.
         comm.together(self.evaluator.open_all)
         self.log = comm.together(self._open_log)
+        self.clock = self._make_clock()
         comm.together(lambda: self.identities.open(self.step))
         self._describe(resume, started, images)
 
@@ -163,7 +166,22 @@ class Trainer:
             replacement = self.folder / "config.yaml.new"
             replacement.write_text(to_yaml(self.config), encoding="utf-8")
             os.replace(replacement, self.folder / "config.yaml")
-        return Log(self.config, self.folder, self.num_steps, self.step, self.comm.rank)
+        return Log(
+            self.config,
+            self.folder,
+            self.num_steps,
+            self.step,
+            self.comm.rank,
+            world=self.comm.world,
+            read_backbone=read_backbone,
+        )
+
+    def _make_clock(self) -> StepClock:
+        phases, train = self.head.phases, self.config.train
+        folder = self.folder / "profile"
+        profiler = Profiler(train.profile, folder, self.comm.rank, self.device, phases)
+        sizes = {"batch_size": train.batch_size, "num_steps": self.num_steps}
+        return StepClock(phases, profiler, self.comm, self.device, **sizes)
 
     def _describe(self, resume: Path | None, started: list[str], images: ImageSet) -> None:
         for line in started:
@@ -205,7 +223,7 @@ class Trainer:
                 if due(self.identities.every, self.step):
                     self.log.write(self.identities.link(self.step, self.net))
                 if due(train.log_every, self.step) or last:
-                    self.log.write(resolved(line))
+                    self.log.write({**resolved(line), "timing": self.clock.read(self.step)})
                 if due(train.eval_every, self.step) or last:
                     evaluations = self._evaluate()
                 if due(train.checkpoint_every, self.step) or last:
@@ -216,7 +234,8 @@ class Trainer:
         finally:
             self.identities.close()
             batches.close()  # type: ignore[attr-defined]
-            self.log.close()
+            self.clock.close()
+            self.log.close(self.step, sys.exception())
         return Summary(self.folder, self.step, evaluations)
 
     def _cuts(self) -> Iterator[tuple[int, int]]:
@@ -230,13 +249,14 @@ class Trainer:
 
     def _step(self, net: nn.Module, batches: Iterator[Batch]) -> dict[str, Any]:
         """One optimiser step over all micro-batches; returns its line of metrics (as tensors)."""
-        began = time.perf_counter()
+        self.clock.begin(self.step + 1)
         parts = [self._next(batches) for _ in range(self.config.train.accumulation)]
-        waited = time.perf_counter() - began
+        self.clock.enter(BACKBONE)
         factor = self._set_learning_rates()
         loss = torch.zeros((), device=self.device)
         for number, (batch, weight) in enumerate(zip(parts, self._weights(parts), strict=True)):
             loss += self._backward(net, batch, weight, last=number == len(parts) - 1)
+        self.clock.enter(UPDATE)
         norm = self._clip()
         self._check_finite(loss, norm)
         self.optimizer.step()
@@ -244,7 +264,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.step += 1
         self.samples += self.config.train.batch_size
-        elapsed = time.perf_counter() - began
+        self.clock.end(self.step)
         return {
             "kind": "train",
             "step": self.step,
@@ -253,11 +273,6 @@ class Trainer:
             "lr_factor": factor,
             **self.head.last_stats,
             **({} if norm is None else {"gradient_norm": norm}),
-            "timing": {
-                "images_per_s": self.config.train.batch_size / elapsed,
-                "step_s": elapsed,
-                "data_wait_s": waited,
-            },
         }
 
     def _backward(self, net: nn.Module, batch: Batch, weight: float, *, last: bool) -> Tensor:
@@ -333,8 +348,7 @@ class Trainer:
     def _evaluate(self) -> list[dict[str, Any]]:
         share_buffers(self.net, self.comm)  # judge the model that a checkpoint would hold
         lines = self.evaluator.run(self.net, self.head)
-        for line in lines:
-            self.log.write({"kind": "eval", "step": self.step, **line})
+        self.log.evaluated(self.step, lines, self.evaluator.curves)
         return lines
 
     def _save(self) -> None:
@@ -347,7 +361,8 @@ class Trainer:
             "linking": self.identities.state(),
             "config": to_tree(self.config),
         }
-        self.checkpoints.save(self.step, tensors, state)
+        saved = self.checkpoints.save(self.step, tensors, state)
+        self.log.checkpoint(self.step, saved)
 
 
 def due(every: int | None, step: int) -> bool:
