@@ -21,7 +21,8 @@ class Best:
         self._value: float | None = None
         self.figures: dict[str, float] = {}
         """Of the newest evaluation, as SET/FIGURE."""
-        self._newest: int | None = None
+        self.newest: int | None = None
+        """Step of the newest evaluation."""
         for line in lines:
             self.see(line)
 
@@ -29,8 +30,8 @@ class Best:
         """Take one line of metrics.jsonl into account."""
         if line["kind"] != "eval":
             return
-        if line["step"] != self._newest:
-            self._newest, self.figures = line["step"], {}
+        if line["step"] != self.newest:
+            self.newest, self.figures = line["step"], {}
         for figure, value in line.items():
             if isinstance(value, int | float) and figure != "step":
                 self.figures[f"{line['set']}/{figure}"] = value
@@ -47,6 +48,6 @@ class Best:
 
     def at(self, step: int) -> tuple[bool, dict[str, float]]:
         """Whether the evaluation at `step` is the best so far, and its figures; (False, {}) without one."""
-        if self._newest != step:
+        if self.newest != step:
             return False, {}
         return self._step == step, dict(self.figures)

@@ -1,5 +1,6 @@
 """All trackers of a run, told one after the other; silent on every rank but 0."""
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Log:
         self._trackers: list[Callback] = []
         self._last, self._num_steps = start, num_steps
         self._read_backbone = read_backbone
+        self._waiting: dict[int, Path] = {}  # checkpoints whose evaluation may still come
         if rank != 0:
             return
         self._metrics, self._display = MetricsFile(), Display()
@@ -67,9 +69,10 @@ class Log:
 
     def write(self, line: Line) -> None:
         """One line of metrics."""
-        self._last = line["step"]
+        self._last = max(self._last, line["step"])
         if not self._trackers:
             return
+        self._tell_saved(before=line["step"])
         self._best.see(line)
         self._tell("on_line", line)
         if line["kind"] in ("train", "skip") and line.get("loss", 0.0) is None:
@@ -85,21 +88,35 @@ class Log:
                     step=step, name=line["set"], figures=figures, curves=curves[line["set"]]
                 )
                 self._tell("on_evaluation", found)
+        self._tell_saved(before=step + 1)
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """A complete checkpoint lies at `path`."""
-        self._last = step
+        """A complete checkpoint lies at `path`.
+
+        Trackers hear of it with the evaluation of its step, whichever is first; where none comes, with the
+        next line of a later step, or at the end.
+        """
         if not self._trackers:
             return
-        best, figures = self._best.at(step)
-        saved = SavedCheckpoint(
-            step=step,
-            path=path,
-            best=best,
-            figures=figures,
-            read_backbone=lambda: self._read_backbone(path),
-        )
-        self._tell("on_checkpoint", saved)
+        self._waiting[step] = path
+        if self._best.newest == step or self._last > step:
+            self._tell_saved(before=step + 1)
+
+    def _tell_saved(self, before: int | None) -> None:
+        """Tell of waiting checkpoints of steps below `before`; None: of all."""
+        for step in sorted(self._waiting):
+            if before is not None and step >= before:
+                continue
+            path = self._waiting.pop(step)
+            if not path.exists():
+                self.say(f"tracking: {path} was removed before trackers could be told of it")
+                continue
+            best, figures = self._best.at(step)
+            read = functools.partial(self._read_backbone, path)
+            saved = SavedCheckpoint(
+                step=step, path=path, best=best, figures=figures, read_backbone=read
+            )
+            self._tell("on_checkpoint", saved)
 
     def alert(self, title: str, text: str) -> None:
         """Something a person should look at."""
@@ -114,6 +131,7 @@ class Log:
         """
         if not self._trackers:
             return
+        self._tell_saved(before=None)
         ending = ending_of(self._last if step is None else step, self._num_steps, error)
         if ending.outcome != "finished":
             text = f"step {ending.step} of {self._num_steps}: {ending.error}".rstrip(": ")
@@ -176,7 +194,7 @@ def start_tracker(tracker: Callback, run: RunStart) -> None:
 
 def ending_of(step: int, num_steps: int, error: BaseException | None) -> Ending:
     """How a run ended, in words without secrets."""
-    if error is not None:
+    if error is not None and not isinstance(error, SystemExit | KeyboardInterrupt):
         text = redacted_text(f"{type(error).__name__}: {error}")
         return Ending(outcome="failed", step=step, error=text)
     outcome = "finished" if step >= num_steps else "stopped"

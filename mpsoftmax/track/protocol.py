@@ -62,7 +62,7 @@ class Ending:
     """No more is to come from this process."""
 
     outcome: Literal["finished", "stopped", "failed"]
-    """finished: all steps taken; stopped: it ended early without an error; failed: by an error."""
+    """finished: all steps taken; stopped: it ended early as it was asked to; failed: by an error."""
     step: int
     error: str
     """What ended it; empty unless failed."""
@@ -85,7 +85,7 @@ class Callback:
         """After the lines of an evaluation, once a set."""
 
     def on_checkpoint(self, saved: SavedCheckpoint) -> None:
-        """After a checkpoint is complete."""
+        """A checkpoint is complete, and the evaluation of its step, where there is one, is over."""
 
     def on_alert(self, title: str, text: str) -> None:
         """Something a person should look at: a loss that is not finite, a run that stopped early."""

@@ -3,7 +3,11 @@
 import gzip
 import json
 import os
+import signal
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +17,9 @@ from wandb_files import segments
 
 from mpsoftmax.comm import Comm
 from mpsoftmax.config import to_tree
-from mpsoftmax.track.wandb_run import numbers_of
+from mpsoftmax.track.protocol import SavedCheckpoint
+from mpsoftmax.track.wandb_artifacts import checkpoint_artifact
+from mpsoftmax.track.wandb_run import numbers_of, staged_in
 from mpsoftmax.train.judge import judge
 from mpsoftmax.train.state import read_backbone
 
@@ -120,8 +126,8 @@ def test_tables_and_plots_are_in_wandb(tracked):
             assert rows[-1]["accuracy"] == row["eval/pairs/accuracy"]
             assert rows[-1]["auc"] == lines[row["step"]]["auc"]
             roc = media(part, row, "eval/pairs/roc_table")["data"]
-            assert roc[0][-1] == 0
-            assert roc[-1][-1] == 1
+            assert roc[0][0] == 0  # FAR
+            assert roc[-1][-1] == 1  # TAR
             for kind in ("genuine", "impostor"):
                 assert sum(row[f"eval/pairs/{kind}/values"]) == 30
     assert evaluated == [4, 8, 10]
@@ -282,3 +288,52 @@ def log_model_here(folder, path):
     from mpsoftmax.track.wandb_artifacts import log_model
 
     log_model(folder, path, aliases=["prod"])
+
+
+def test_all_files_of_a_checkpoint(tracked):
+    """track.artifacts=files: every file with its size, copied into the run folder."""
+    path = tracked / "checkpoints" / "step-10"
+    config = settings(tracked, "track.artifacts=files")
+    saved = SavedCheckpoint(step=10, path=path, best=False, figures={}, read_backbone=dict)
+    with staged_in(tracked):
+        artifact = checkpoint_artifact(config, "abcd", saved)
+    sizes = {name: entry.size for name, entry in artifact.manifest.entries.items()}
+    assert sizes == {file.name: file.stat().st_size for file in path.iterdir()}
+    assert checkpoint_artifact(settings(tracked, "track.artifacts=none"), "abcd", saved) is None
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch.distributed as dist
+from small_runs import settings
+from mpsoftmax.comm import Comm
+from mpsoftmax.train.loop import Trainer
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+trainer = Trainer(settings(Path({folder!r}), "track.wandb=offline", "train.checkpoint_every=2"), Comm())
+step = trainer._step
+def killed(*arguments):
+    if trainer.step == {stop}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+trainer._step = killed
+trainer.run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_wandb_run_after_two_kills(tmp_path):
+    """A killed process says no goodbye; what it logged is there, and the next goes on under its id."""
+    for stop in (5, 8, None):
+        code = KILLED.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), stop=stop)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)
+        assert done.returncode == (0 if stop is None else -signal.SIGKILL), done.stderr
+    parts = segments(tmp_path)
+    assert len({part.run.run_id for part in parts}) == 1
+    assert [part.exit_code for part in parts] == [None, None, 0]
+    seen = {row["step"]: row for part in parts for row in part.history}
+    for line in written(tmp_path):
+        assert seen[line["step"]]["train/loss"] == line["loss"]
+    assert len(seen) == 10

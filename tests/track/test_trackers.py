@@ -175,6 +175,45 @@ def test_alerts(tmp_path):
     assert calls[-1] == {"what": "end", "outcome": "stopped", "step": 4, "error": ""}
 
 
+@pytest.mark.parametrize("first", ["checkpoint", "evaluation"])
+def test_a_checkpoint_is_told_with_the_evaluation_of_its_step(tmp_path, first):
+    """Saving may come before the evaluation of its step, or end after it."""
+    log = open_log(tmp_path, "track.callbacks=[recording_tracker:Recorder]")
+    line = {"set": "lfw", "accuracy": 0.5}
+    shape = curves(np.array([0.9, 0.1]), np.array([True, False]))
+    path = tmp_path / "step"
+    path.mkdir()
+
+    def save(step):
+        log.checkpoint(step, path)
+
+    def evaluate(step):
+        log.evaluated(step, [line], {"lfw": shape})
+
+    for act in (save, evaluate) if first == "checkpoint" else (evaluate, save):
+        act(2)
+    save(4)  # no evaluation: told with the next line
+    log.write({"kind": "train", "step": 4, "loss": 1.0})
+    log.write({"kind": "train", "step": 5, "loss": 1.0})
+    save(3)  # written beside the training, and late
+    save(6)
+    log.close(6, KeyboardInterrupt())
+    calls = [json.loads(text) for text in (tmp_path / "recorded.jsonl").read_text().splitlines()]
+    told = [(c["step"], c["best"]) for c in calls if c["what"] == "checkpoint"]
+    assert told == [(2, True), (4, False), (3, False), (6, False)]
+    order = [c["what"] for c in calls]
+    assert order.index("checkpoint") > order.index("evaluation")
+    assert (calls[-1]["what"], calls[-1]["outcome"]) == ("end", "stopped")
+
+
+def test_a_checkpoint_that_is_gone_is_not_told(tmp_path, capsys):
+    log = open_log(tmp_path, "track.callbacks=[recording_tracker:Recorder]")
+    log.checkpoint(1, tmp_path / "step-1")
+    log.close(10)
+    assert "was removed before trackers could be told of it" in capsys.readouterr().out
+    assert '"checkpoint"' not in (tmp_path / "recorded.jsonl").read_text()
+
+
 def test_ranks_but_the_first_are_silent(tmp_path):
     config = settings(tmp_path, "track.callbacks=[nowhere_at_all:Tracker]")
     log = Log(config, tmp_path, 10, 0, 1, world=2, read_backbone=lambda path: {})
