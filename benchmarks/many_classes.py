@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mpsoftmax import ArcFace, ModelParallelSoftmax, RowSGD, Uniform
 from mpsoftmax.bench import record
-from mpsoftmax.bench.resident import resident_bytes
+from mpsoftmax.track.memory import resident_bytes
 from mpsoftmax.train.checkpoint import empty_like_stored, read_tensors, stored_tensors
 
 ROUNDS, RESUMED_STEPS = 3, 8

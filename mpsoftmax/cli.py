@@ -1,4 +1,4 @@
-"""The command line: mpsoftmax train | evaluate | convert | inspect | plan | bench."""
+"""The command line: mpsoftmax train | evaluate | convert | inspect | plan | bench | doctor."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpsoftmax.bench.options import add_bench
+from mpsoftmax.doctor.options import add_doctor
 from mpsoftmax.plan.options import FIGURES, add_plan
 
 USER_ERROR, LOST_RANK = 2, 1
@@ -95,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     add_under(inspect)
     add_bench(commands)
     add_plan(commands)
+    add_doctor(commands)
     return top
 
 
@@ -130,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 if the command ended as asked, 2 for a user's mistake (one line says which).
     """
     given = without_local_rank(list(sys.argv[1:] if arguments is None else arguments))
-    overridden = given[:1] in (["train"], ["plan"])
+    overridden = given[:1] in (["train"], ["plan"], ["doctor"])
     options = parse_overridden(given) if overridden else parser().parse_args(given)
     commands = {
         "train": train,
@@ -139,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "inspect": inspect,
         "bench": bench,
         "plan": plan,
+        "doctor": doctor,
     }
     from mpsoftmax.comm import AgreedError
     from mpsoftmax.roll_call import LostRank
@@ -165,7 +168,7 @@ def without_local_rank(given: list[str]) -> list[str]:
 
 
 def parse_overridden(given: list[str]) -> argparse.Namespace:
-    """`train` or `plan` with its overrides before, between or after the options."""
+    """`train`, `plan` or `doctor` with its overrides before, between or after the options."""
     options, rest = parser().parse_known_args(given)
     strange = [word for word in rest if word.startswith("-") or "=" not in word]
     if strange:
@@ -178,12 +181,7 @@ def spawn(num_ranks: int, given: list[str]) -> int:
     """Replace this process by torchrun (launcher.py) with `num_ranks` ranks of the same command."""
     if num_ranks < 1:
         raise ValueError(f"--nproc: {num_ranks}; allowed: at least 1")
-    kept = list(given)
-    for position, word in enumerate(given):
-        if word == "--nproc":
-            del kept[position : position + 2]
-        elif word.startswith("--nproc="):
-            del kept[position]
+    kept = without_nproc(given)
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # DDP's advice to drop the flag that keeps resumed runs bit-identical (comm.py), once a rank.
@@ -192,6 +190,17 @@ def spawn(num_ranks: int, given: list[str]) -> int:
     command += ["--nproc-per-node", str(num_ranks), "-m", "mpsoftmax", *kept]
     sys.stdout.flush()
     os.execv(sys.executable, command)
+
+
+def without_nproc(given: list[str]) -> list[str]:
+    """The arguments of a rank: those of the command that starts the ranks, without their number."""
+    kept = list(given)
+    for position, word in enumerate(given):
+        if word == "--nproc":
+            del kept[position : position + 2]
+        elif word.startswith("--nproc="):
+            del kept[position]
+    return kept
 
 
 def wants_ranks(options: argparse.Namespace) -> bool:
@@ -300,6 +309,13 @@ def bench(options: argparse.Namespace, given: list[str]) -> int:
     finally:
         torch.set_num_threads(threads)
     return 0
+
+
+def doctor(options: argparse.Namespace, given: list[str]) -> int:
+    """Mpsoftmax doctor."""
+    from mpsoftmax.doctor.command import run
+
+    return run(options, without_nproc(given))
 
 
 def plan(options: argparse.Namespace, given: list[str]) -> int:

@@ -14,7 +14,8 @@ import torch
 
 from mpsoftmax.bench import plots, processes, record
 from mpsoftmax.bench.case import Case, HeadStep, cases
-from mpsoftmax.bench.resident import peak_bytes, resident_bytes
+from mpsoftmax.bench.resident import peak_bytes
+from mpsoftmax.track.memory import resident_bytes
 
 MIB = 2**20
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from mpsoftmax.config.data_sections import DataConfig, DatasetConfig
 
 if TYPE_CHECKING:
     from mpsoftmax.config.sections import Config, TrainConfig
+
+
+FIGURES = ("accuracy", "auc", "eer", "recall_at_1", "top1")
+"""Of an evaluation, by which a checkpoint can be the best."""
 
 
 def check_ranges(config: Config) -> None:
@@ -70,6 +75,7 @@ def check_combinations(config: Config) -> None:
     check_datasets(config.data)
     check_head(config)
     check_precision(train)
+    check_tracking(config)
     if not config.run.dir:
         raise ValueError("run.dir: ''; allowed: the path of a folder")
     if data.crop > 1:
@@ -111,6 +117,31 @@ def check_precision(train: TrainConfig) -> None:
         raise ValueError(f"train.loss_scale.backoff: {scale.backoff}; allowed: 0 < value < 1")
     if train.clip_over == "joint" and train.clip_norm is None:
         raise ValueError("train.clip_over: joint; allowed only with train.clip_norm")
+
+
+def check_tracking(config: Config) -> None:
+    """Raise ValueError for what cannot be tracked or traced."""
+    track, profile = config.track, config.train.profile
+    if profile is not None and not 1 <= profile[0] <= profile[1]:
+        raise ValueError(
+            f"train.profile: {list(profile)}; allowed: first and last step, 1 <= first <= last"
+        )
+    for i, path in enumerate(track.callbacks):
+        module, colon, name = path.partition(":")
+        if not (colon and name.isidentifier() and all(map(str.isidentifier, module.split(".")))):
+            raise ValueError(f"track.callbacks[{i}]: {path!r}; allowed: package.module:Class")
+    if track.best is None:
+        return
+    name, _, figure = track.best.rpartition("/")
+    names = [PurePath(spec.partition("@")[0]).stem for spec in config.data.eval]
+    if name not in names:
+        raise ValueError(
+            f"track.best: {track.best!r}; allowed: SET/FIGURE with a set of data.eval: {names}"
+        )
+    if figure not in FIGURES and not figure.startswith("tar_at_far_"):
+        raise ValueError(
+            f"track.best: {track.best!r}; allowed figures: {', '.join(FIGURES)}, tar_at_far_X"
+        )
 
 
 def check_datasets(data: DataConfig) -> None:

@@ -132,13 +132,15 @@ class TrainConfig:
     max_failed_saves: int = 3
     """Checkpoints in a row that may be given up because they cannot be written, as on a full disk, before
     training stops; never the last one."""
+    profile: tuple[int, int] | None = None
+    """First and last step to trace with torch.profiler, into RUN/profile/."""
     timeout_s: float = 600.0
     """Seconds a collective waits for a rank before the run fails."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrackConfig:
-    """Weights & Biases; credentials come from its own environment variables, never from here."""
+    """W&B, TensorBoard, callbacks; credentials come from W&B's own variables, never from here."""
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """offline writes into the run folder and never asks for a login."""
@@ -146,6 +148,20 @@ class TrackConfig:
     """W&B project."""
     name: str | None = None
     """W&B run name; default the run folder's name."""
+    entity: str | None = None
+    """W&B team or user; null: the login's own."""
+    group: str | None = None
+    """W&B group, for runs that belong together."""
+    tags: tuple[str, ...] = ()
+    """W&B tags."""
+    artifacts: Literal["reference", "backbone", "files", "none"] = "reference"
+    """What W&B keeps of a checkpoint: its files' paths, its backbone alone as a file, all files, nothing."""
+    best: str | None = None
+    """SET/FIGURE by which a checkpoint gets the alias best; null: accuracy of the first set."""
+    tensorboard: bool = False
+    """Write RUN/tensorboard too (needs the extra mpsoftmax[tensorboard])."""
+    callbacks: tuple[str, ...] = ()
+    """Classes of yours to tell about the run: package.module:Class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from mpsoftmax.head.exchange import Exchange, GlobalBatch, LocalBatch
 from mpsoftmax.head.gradient import Contribution
+from mpsoftmax.head.phases import Phases
 from mpsoftmax.kernels.problem import NORM_FLOOR
 
 
@@ -30,7 +31,7 @@ class Recorded:
     """Of the class table: the rows must not have moved since."""
 
 
-def feature_gradient(recorded: Recorded, exchange: Exchange) -> Tensor:
+def feature_gradient(recorded: Recorded, exchange: Exchange, phases: Phases) -> Tensor:
     """Gradient of the loss by this rank's raw features: [b, D] accumulate dtype. Collective.
 
     A zero feature has no direction: its gradient is zero.
@@ -44,7 +45,8 @@ def feature_gradient(recorded: Recorded, exchange: Exchange) -> Tensor:
         by_unit *= batch.norm[:, None]
     owned = part.targets.owned.to(by_unit.dtype)
     by_unit.addcmul_(part.targets.unit, (part.target * owned)[:, None])
-    by_unit = exchange.comm.reduce_scatter_sum(exchange.spread(by_unit, batch))
+    with phases("reduce"):
+        by_unit = exchange.comm.reduce_scatter_sum(exchange.spread(by_unit, batch))
     num = local.norm.shape[0]
     by_unit = by_unit[:num]
     inverse = torch.where(local.norm > NORM_FLOOR, local.norm.reciprocal(), 0.0)

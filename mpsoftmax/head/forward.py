@@ -26,6 +26,7 @@ from mpsoftmax.head.exchange import GlobalBatch
 from mpsoftmax.head.merged import MergedClasses
 from mpsoftmax.head.negatives import Negatives
 from mpsoftmax.head.objectives.base import Context, Objective
+from mpsoftmax.head.phases import Phases
 from mpsoftmax.head.reduction import Reduction
 from mpsoftmax.head.running_state import RunningState
 from mpsoftmax.head.shift import static_shift
@@ -49,6 +50,7 @@ class Parts:
     running: RunningState
     table: ClassTable
     comm: Comm
+    phases: Phases
     kernel: Kernel
     compute_dtype: torch.dtype
     seed: int
@@ -109,7 +111,8 @@ def run(parts: Parts, batch: GlobalBatch, *, num_draws: int, training: Room | No
     targets = find_targets(parts, batch, own)
     cosine = torch.zeros_like(targets.cosine)
     if parts.needs_target:
-        cosine = parts.comm.all_reduce_sum(targets.cosine.clone())
+        with parts.phases("reduce"):
+            cosine = parts.comm.all_reduce_sum(targets.cosine.clone())
     state = parts.running.committed
     if training is not None:
         state = parts.running.advanced(cosine, batch.norm)
@@ -119,7 +122,8 @@ def run(parts: Parts, batch: GlobalBatch, *, num_draws: int, training: Room | No
     problem = pose(parts, batch, labels, own, index, chosen, cosine, context)
     reduction = Reduction(parts.comm, None if parts.needs_target else targets.cosine, chosen)
     swept = sweep(parts, problem, training, reduction)
-    reduced, counts = reduction.finish()
+    with parts.phases("reduce"):
+        reduced, counts = reduction.finish()
     if parts.needs_target:
         reduced = reduced._replace(cosine=cosine)
     if chosen is None:

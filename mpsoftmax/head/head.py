@@ -36,7 +36,7 @@ from mpsoftmax.head.class_table import (
     is_direction,
     local_range,
 )
-from mpsoftmax.head.exchange import Exchange
+from mpsoftmax.head.exchange import Exchange, GlobalBatch, LocalBatch
 from mpsoftmax.head.fused_update import update_in_kernel
 from mpsoftmax.head.gradient import Contribution, coefficients, pending_gradient
 from mpsoftmax.head.merged import MergedClasses, shared_rows
@@ -44,6 +44,7 @@ from mpsoftmax.head.nearest import nearest_classes
 from mpsoftmax.head.negatives import Negatives
 from mpsoftmax.head.objectives import Objective
 from mpsoftmax.head.optimizer import Optimizer
+from mpsoftmax.head.phases import Phases
 from mpsoftmax.head.row_optim import RowRule
 from mpsoftmax.head.row_store import STORAGES
 from mpsoftmax.head.running_state import RunningState
@@ -147,7 +148,7 @@ class ModelParallelSoftmax(nn.Module):
         self.negatives, self.baskets = described.negatives, described.baskets
         self.weights, self.row_rule = described.weights, described.optimizer
         self.compute_dtype, self.e_budget_bytes, self.seed = compute_dtype, e_budget_bytes, seed
-        self.comm = Comm(process_group)
+        self.comm, self.phases = Comm(process_group), Phases()
         numbers = (embedding_dim, num_classes, compute_dtype, e_budget_bytes, seed, kernel)
         self._agree(described, *numbers, untouched, row_dtype, batch_capacity, init_std, storage)
         self.local_range = local_range(num_classes, self.comm.world, self.comm.rank)
@@ -183,6 +184,7 @@ class ModelParallelSoftmax(nn.Module):
             running=self._running,
             table=self._table,
             comm=self.comm,
+            phases=self.phases,
             kernel=self._kernel,
             compute_dtype=compute_dtype,
             seed=seed,
@@ -262,8 +264,9 @@ class ModelParallelSoftmax(nn.Module):
         """
         if self._table.resident:
             return
-        everyone = self._exchange.gather_labels(labels.to(self._table.device))
-        forward_pass.read_ahead(self._parts, everyone, num_draws=self._num_draws)
+        with self.phases("gather"):
+            everyone = self._exchange.gather_labels(labels.to(self._table.device))
+            forward_pass.read_ahead(self._parts, everyone, num_draws=self._num_draws)
 
     def _evaluate(self, features: Tensor, labels: Tensor) -> Tensor:
         """The loss alone."""
@@ -274,7 +277,12 @@ class ModelParallelSoftmax(nn.Module):
 
     def _record(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Recorded]:
         """The forward pass of training: the loss, and what its backward needs."""
-        local, batch = self._exchange.gather(features, labels)
+        with self.phases("gather"):
+            local, batch = self._exchange.gather(features, labels)
+        with self.phases("sweep"):
+            return self._swept(local, batch)
+
+    def _swept(self, local: LocalBatch, batch: GlobalBatch) -> tuple[Tensor, Recorded]:
         kept = sum(contribution.swept.kept_bytes for contribution in self._contributions)
         # Class centres have no class gradient, for which alone E is kept.
         budget = self.e_budget_bytes - kept if self.weights.learned else 0
@@ -317,8 +325,8 @@ class ModelParallelSoftmax(nn.Module):
                 "must be computed again"
             )
         part = recorded.contribution
-        with no_autocast(part.unit):
-            gradient = feature_gradient(recorded, self._exchange)
+        with no_autocast(part.unit), self.phases("sweep"):
+            gradient = feature_gradient(recorded, self._exchange, self.phases)
         self._running.hold(recorded.target_cosine, recorded.batch.norm)
         self._contributions.append(
             replace(part, negatives=part.negatives * factor, target=part.target * factor)
@@ -346,10 +354,11 @@ class ModelParallelSoftmax(nn.Module):
         """One optimiser step from the kept contributions; nothing happens where there are none."""
         if not self._contributions:
             return
-        if isinstance(self.weights, ClassCentres):
-            self._move_centres(self.weights)
-        else:
-            self._move_rows(hyper)
+        with self.phases("update"):
+            if isinstance(self.weights, ClassCentres):
+                self._move_centres(self.weights)
+            else:
+                self._move_rows(hyper)
         self._running.commit()
         self._spare = self._contributions[-1].swept.kept  # its loss is refused from now on
         self.drop_contributions()

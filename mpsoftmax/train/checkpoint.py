@@ -10,6 +10,7 @@ is JSON, and the tensors' index is read as hostile (checkpoint_index.py): a host
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,16 @@ def read_tensors(path: Path, wanted: dict[str, Tensor]) -> None:
         dcp.load(wanted, storage_reader=Reader(path))
     except CheckpointException as error:
         raise AgreedError(f"checkpoint {path}: {told(error)}") from error
+
+
+def read_alone(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Whole tensors whose names begin with `prefix`, without it, on the CPU; by one rank, not collective."""
+    stored = {name: meta for name, meta in stored_tensors(path).items() if name.startswith(prefix)}
+    tensors = {name: empty_like_stored(meta) for name, meta in stored.items()}
+    with warnings.catch_warnings():  # that this is one process is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=Reader(path), no_dist=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def empty_like_stored(stored: TensorStorageMetadata) -> Tensor:

@@ -19,6 +19,7 @@ from mpsoftmax.data.glyph_pairs import glyph_pairs
 from mpsoftmax.data.glyphs import open_glyphs
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.pairs import read_bin, read_pairs
+from mpsoftmax.evaluate.curves import Curves, curves
 from mpsoftmax.evaluate.embed import embed, raw_pixels
 from mpsoftmax.evaluate.retrieval import recall_at_1
 from mpsoftmax.evaluate.verification import VerificationResult, verify
@@ -101,6 +102,8 @@ class Evaluator:
     ) -> None:
         self.config, self.class_names, self.comm, self.device = config, class_names, comm, device
         self._sets: dict[str, EvaluationSet] = {}
+        self.curves: dict[str, Curves] = {}
+        """Of each set's newest evaluation, on rank 0."""
 
     def run(self, net: nn.Module, head: ModelParallelSoftmax | None) -> list[dict[str, Any]]:
         """Figures of every set in data.eval, the same on every rank; collective."""
@@ -152,6 +155,10 @@ class Evaluator:
         """One line of metrics for one set."""
         embeddings = self.embeddings(chosen, net)
         line = {"set": chosen.name, **summarise(verify_set(embeddings, chosen, num_bootstrap=0))}
+        if self.comm.rank == 0:
+            self.curves[chosen.name] = curves(
+                pair_similarity(embeddings, chosen.pairs), chosen.same
+            )
         if chosen.fonts is not None:
             line["recall_at_1"] = glyph_recall(embeddings, chosen)
         if chosen.name == "glyphs-closed" and head is not None:

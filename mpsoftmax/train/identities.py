@@ -12,9 +12,9 @@ from mpsoftmax.data.union import Union
 from mpsoftmax.head.duplicates import likely_duplicates
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.linking import IdentityLinker
+from mpsoftmax.track.json_lines import JsonLines
 from mpsoftmax.train.centres import DataPass
 from mpsoftmax.train.duplicates import name_in_set, write_duplicates, write_merged
-from mpsoftmax.train.metrics import JsonLines
 
 
 class Identities:

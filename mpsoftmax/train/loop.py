@@ -7,7 +7,7 @@ consumed, so any world size continues where another stopped.
 
 import math
 import os
-import time
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.order import share
 from mpsoftmax.data.union import Union
+from mpsoftmax.track.log import Log
+from mpsoftmax.track.profiler import Profiler
+from mpsoftmax.track.step_clock import BACKBONE, UPDATE, StepClock
 from mpsoftmax.train.build import build_augment, build_head, build_net, changed_settings
 from mpsoftmax.train.centres import DataPass, drift_of, refresh_every, share_buffers
 from mpsoftmax.train.checkpoint import Checkpoints, read_state
@@ -31,13 +34,12 @@ from mpsoftmax.train.engines import Surroundings, describe_engine
 from mpsoftmax.train.evaluation import Evaluator
 from mpsoftmax.train.identities import Identities
 from mpsoftmax.train.inputs import describe_data, open_in_turn, total_steps, training_device
-from mpsoftmax.train.metrics import Log
 from mpsoftmax.train.precision import LossScale, autocast_dtype, resolve_precision
 from mpsoftmax.train.saving import Saver
 from mpsoftmax.train.schedule import learning_rate_factor
 from mpsoftmax.train.skips import Skips, describe
 from mpsoftmax.train.start import start_from
-from mpsoftmax.train.state import is_copy, load_run_state, run_state
+from mpsoftmax.train.state import is_copy, load_run_state, read_backbone, run_state
 from mpsoftmax.train.step import Cut, Outcome, Step
 from mpsoftmax.train.stopping import Stopped, StopSignals
 
@@ -117,6 +119,7 @@ class Trainer:
             max_failed=config.train.max_failed_saves,
             say=self.log.say,
             owned=is_copy,
+            saved=self.log.checkpoint,
         )
         comm.together(lambda: self.identities.open(self.step))
         self._describe(resume, started, images)
@@ -130,6 +133,7 @@ class Trainer:
         self.scale = LossScale(
             config.train.loss_scale if config.train.precision == "fp16" else None
         )
+        self.clock = self._make_clock()
         self._take = Step(
             config.train,
             self.engine,
@@ -139,6 +143,7 @@ class Trainer:
             memory_format=memory_format,
             scale=self.scale,
             autocast=autocast,
+            update_begins=lambda: self.clock.enter(UPDATE),
         )
 
     @property
@@ -200,7 +205,22 @@ class Trainer:
             replacement = self.folder / "config.yaml.new"
             replacement.write_text(to_yaml(self.config), encoding="utf-8")
             os.replace(replacement, self.folder / "config.yaml")
-        return Log(self.config, self.folder, self.num_steps, self.step, self.comm.rank)
+        return Log(
+            self.config,
+            self.folder,
+            self.num_steps,
+            self.step,
+            self.comm.rank,
+            world=self.comm.world,
+            read_backbone=read_backbone,
+        )
+
+    def _make_clock(self) -> StepClock:
+        phases, train = self.head.phases, self.config.train
+        folder = self.folder / "profile"
+        profiler = Profiler(train.profile, folder, self.comm.rank, self.device, phases)
+        sizes = {"batch_size": train.batch_size, "num_steps": self.num_steps}
+        return StepClock(phases, profiler, self.comm, self.device, **sizes)
 
     def _describe(self, resume: Path | None, started: list[str], images: ImageSet) -> None:
         for line in [*started, *self.checkpoints.notes]:
@@ -252,7 +272,9 @@ class Trainer:
             self.identities.close()
             self.engine.close()
             batches.close()  # type: ignore[attr-defined]
-            self.log.close()
+            self.clock.close()
+            error = sys.exception()
+            self.log.close(self.step, None if isinstance(error, Stopped) else error)
         return Summary(self.folder, self.step, evaluations)
 
     def _after_step(self, line: dict[str, Any]) -> None:
@@ -268,7 +290,7 @@ class Trainer:
             with self.engine.whole() as net:
                 self.log.write(self.identities.link(self.step, net))
         if due(train.log_every, self.step) or last:
-            self.log.write(resolved(line))
+            self.log.write({**resolved(line), "timing": self.clock.read(self.step)})
         self.unevaluated = due(train.eval_every, self.step) or last
         signum = self.stops.agreed()
         if last:  # little is left, and it is saved at the end
@@ -294,19 +316,19 @@ class Trainer:
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, Any]:
         """One optimiser step over all micro-batches; returns its line of metrics (as tensors)."""
-        began = time.perf_counter()
+        self.clock.begin(self.step + 1)
         first, parts = self.samples, self.config.train.accumulation
         spans = [self._share_of(first, micro) for micro in range(parts)]
         cuts = [Cut(self._next(batches), low) for low, _ in spans]
-        waited = time.perf_counter() - began
+        self.clock.enter(BACKBONE)
         factor = self._set_learning_rates()
         outcome = self._take(cuts)
         self.step += 1
         self.samples += self.config.train.batch_size
+        self.clock.end(self.step)
         self.skips.count(outcome)
         if outcome.culprits is not None:
             self._say_skipped(outcome)
-        elapsed = time.perf_counter() - began
         return {
             "kind": "train",
             "step": self.step,
@@ -317,11 +339,6 @@ class Trainer:
             **self._norms(outcome),
             "skipped_steps": self.skips.total,
             **({"loss_scale": self.scale.value} if self.scale.moves else {}),
-            "timing": {
-                "images_per_s": self.config.train.batch_size / elapsed,
-                "step_s": elapsed,
-                "data_wait_s": waited,
-            },
         }
 
     def _norms(self, outcome: Outcome) -> dict[str, Tensor]:
@@ -382,8 +399,7 @@ class Trainer:
         with self.engine.whole() as net:
             share_buffers(net, self.comm)  # judge the model that a checkpoint would hold
             lines = self.evaluator.run(net, self.head)
-        for line in lines:
-            self.log.write({"kind": "eval", "step": self.step, **line})
+        self.log.evaluated(self.step, lines, self.evaluator.curves)
         self.unevaluated = False
         return lines
 

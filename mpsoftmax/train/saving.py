@@ -26,6 +26,7 @@ class Saver:
         max_failed: Saves that may be given up one after the other.
         say: Takes a line for people.
         owned: Whether a tensor of that name is the saver's already and need not be copied.
+        saved: Told step and folder of every checkpoint that is complete, in training's own thread.
 
     Attributes:
         failed: Saves given up since the last one that succeeded.
@@ -39,9 +40,11 @@ class Saver:
         max_failed: int,
         say: Callable[[str], None],
         owned: Callable[[str], bool],
+        saved: Callable[[int, Path], None],
     ) -> None:
         self._checkpoints, self._beside, self._max_failed = checkpoints, beside, max_failed
-        self._say, self._owned = say, owned
+        self._say, self._owned, self._saved = say, owned, saved
+        self._written: tuple[int, Path] | None = None
         self._writing: Checkpoints | None = None
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
@@ -90,7 +93,7 @@ class Saver:
         self, checkpoints: Checkpoints, step: int, tensors: dict[str, Tensor], state: dict[str, Any]
     ) -> None:
         try:
-            checkpoints.save(step, tensors, state)
+            self._written = (step, checkpoints.save(step, tensors, state))
         except BaseException as error:
             self._problem = error
 
@@ -105,8 +108,11 @@ class Saver:
             self._thread.join()
             self._thread = None
         problem, self._problem = self._problem, None
+        written, self._written = self._written, None
         if problem is None:
             self.failed = 0
+            if written is not None:
+                self._saved(*written)
             return
         if not isinstance(problem, AgreedError):
             raise problem

@@ -14,6 +14,7 @@ from mpsoftmax.head.table_state import TOUCHED, saved_ranks
 from mpsoftmax.train.checkpoint import (
     TensorStorageMetadata,
     empty_like_stored,
+    read_alone,
     read_state,
     read_tensors,
     stored_tensors,
@@ -160,6 +161,11 @@ def load_random_state(tensors: dict[str, Tensor], comm: Comm) -> None:
             torch.cuda.set_rng_state(cuda)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"checkpoint: {RNG}: no state of a generator: {error}") from error
+
+
+def read_backbone(path: Path) -> dict[str, Tensor]:
+    """The backbone's tensors from a checkpoint directory, on the CPU; by one rank, not collective."""
+    return read_alone(path, BACKBONE)
 
 
 def load_backbone(path: Path, net: nn.Module) -> None:

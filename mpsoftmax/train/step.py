@@ -5,7 +5,7 @@ the class rows. A skipped step leaves no trace: weights, optimiser states, class
 objective and batch norm are those of before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,7 @@ class Step:
         memory_format: Of the images.
         scale: The loss scale, which this moves.
         autocast: Under which the backbone runs; for naming samples.
+        update_begins: Told when the last backward is done.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class Step:
         memory_format: torch.memory_format,
         scale: LossScale,
         autocast: torch.dtype | None,
+        update_begins: Callable[[], None],
     ) -> None:
+        self._update_begins = update_begins
         self._limit, self._joint = config.clip_norm, config.clip_over == "joint"
         self._engine, self._head, self._comm, self._scale = engine, head, comm, scale
         self._device, self._memory_format, self._autocast = device, memory_format, autocast
@@ -88,6 +91,7 @@ class Step:
             one = self._pass(cut, weight, last=number == len(cuts) - 1)
             loss += one.loss
             passed.append(one.record)
+        self._update_begins()
         norm, head_norm, finite = self._measure(loss)
         if finite:
             self._clip(norm)

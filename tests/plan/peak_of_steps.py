@@ -11,7 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plan_cases import Case
 
-from mpsoftmax.bench.resident import peak_bytes, resident_bytes
+from mpsoftmax.bench.resident import peak_bytes
+from mpsoftmax.track.memory import resident_bytes
 
 
 def step(head, features, labels):

@@ -1,0 +1,62 @@
+"""Files of one JSON object a line, which a run that goes on cuts back to where it goes on from."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mpsoftmax.track.protocol import Callback, Ending, Line, RunStart
+
+
+class JsonLines:
+    """A file of lines that have a "step"; lines after `resume_step` are cut first."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self.kept: list[dict[str, Any]] = []
+        """Lines that were there already."""
+        if path.exists():
+            found = [(text, parsed(text, resume_step)) for text in path.read_text().splitlines()]
+            replacement = path.with_suffix(".new")
+            replacement.write_text("".join(f"{text}\n" for text, line in found if line is not None))
+            os.replace(replacement, path)
+            self.kept = [line for _, line in found if line is not None]
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, line: Line) -> None:
+        """Append and flush."""
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def parsed(text: str, last_step: int) -> dict[str, Any] | None:
+    """A line, if it is whole (a kill may have cut it short) and not later than `last_step`; else None."""
+    try:
+        line = json.loads(text)
+        return line if int(line["step"]) <= last_step else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class MetricsFile(Callback):
+    """RUN/metrics.jsonl."""
+
+    def on_start(self, run: RunStart) -> None:
+        """Cut and open."""
+        self._lines = JsonLines(run.folder / "metrics.jsonl", run.start)
+
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """Lines of earlier processes of this run that were kept."""
+        return self._lines.kept
+
+    def on_line(self, line: Line) -> None:
+        """Append and flush."""
+        self._lines.write(line)
+
+    def on_end(self, ending: Ending) -> None:
+        """Close the file."""
+        self._lines.close()
