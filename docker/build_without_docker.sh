@@ -77,7 +77,7 @@ image inspect --type image --format '{{.OCIv1.Config.User}}' localhost/mpsoftmax
 echo "image localhost/mpsoftmax:cpu: $bytes, built in $built s"
 
 SECONDS=0
-in_image localhost/mpsoftmax:cpu tini -- mpsoftmax train configs/quickstart.yaml train.steps=20 \
+in_image localhost/mpsoftmax:cpu tini -s -- mpsoftmax train configs/quickstart.yaml train.steps=20 \
     train.batch_size=64 run.dir=runs/in-image --nproc 2
 echo "trained in the image in $SECONDS s"
 

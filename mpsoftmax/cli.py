@@ -187,7 +187,16 @@ def spawn(num_ranks: int, given: list[str]) -> int:
     # DDP's advice to drop the flag that keeps resumed runs bit-identical (comm.py), once a rank.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     command = [sys.executable, "-m", "mpsoftmax.launcher", "--standalone"]
-    command += ["--nproc-per-node", str(num_ranks), "-m", "mpsoftmax", *kept]
+    # Not by the machine's name, which need not resolve, as in a container.
+    command += [
+        "--local-addr",
+        "127.0.0.1",
+        "--nproc-per-node",
+        str(num_ranks),
+        "-m",
+        "mpsoftmax",
+        *kept,
+    ]
     sys.stdout.flush()
     os.execv(sys.executable, command)
 
