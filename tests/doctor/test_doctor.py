@@ -25,6 +25,9 @@ CONFIG = (
 )
 
 
+STARTS_PROCESSES = pytest.mark.timeout(300)  # each imports torch; minutes on a loaded machine
+
+
 def config(*overrides):
     return load(None, [*CONFIG, *overrides])
 
@@ -161,11 +164,12 @@ def run(*arguments, environment=()):
     done = subprocess.run(
         [sys.executable, "-m", "mpsoftmax", "doctor", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)},
-        capture_output=True, text=True, timeout=110,
+        capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     return done
 
 
+@STARTS_PROCESSES
 def test_the_command_on_two_ranks(tmp_path):
     out = tmp_path / "doctor.json"
     secret = {"MY_API_KEY": "sk-1234567890"}
@@ -182,6 +186,7 @@ def test_the_command_on_two_ranks(tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
+@STARTS_PROCESSES
 def test_the_command_alone_with_something_to_look_at(tmp_path):
     done = run("data.train=nowhere.tar", f"run.dir={tmp_path}")
     assert done.returncode == 1, done.stderr
@@ -200,6 +205,7 @@ def test_mistakes_are_named(capsys):
     assert "--nproc: 0; allowed: at least 1" in capsys.readouterr().err
 
 
+@STARTS_PROCESSES
 def test_ranks_that_cannot_meet_are_a_finding(tmp_path):
     """One of two ranks never comes: the page says so, in time."""
     alone = {
@@ -208,7 +214,7 @@ def test_ranks_that_cannot_meet_are_a_finding(tmp_path):
     }  # fmt: skip
     began = time.monotonic()
     done = run("data.train=synthetic", "--timeout-s", "3", environment=alone)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 250  # gloo's own patience is 30 minutes
     assert done.returncode == 1, done.stderr
     assert "LOOK ranks" in done.stdout
     assert "GLOO_SOCKET_IFNAME" in done.stdout

@@ -25,6 +25,7 @@ from mpsoftmax.train.state import read_backbone
 
 SECRET = "hf_moreThanEightCharacters"
 STOPS = (4, 7, None)
+pytestmark = pytest.mark.timeout(300)  # the first test waits for three runs
 
 
 def overrides(pairs):
