@@ -212,8 +212,10 @@ def train(options: argparse.Namespace, given: list[str]) -> int:
         return spawn(options.nproc, given)
     from mpsoftmax.comm import connect, disconnect
     from mpsoftmax.train.loop import Trainer
-    from mpsoftmax.train.stopping import Stopped
+    from mpsoftmax.train.stopping import Stopped, end_with_parent
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     comm = connect(config.train.timeout_s)
     try:
         with comm.naming("a step's collectives"):  # DDP's reductions are not called through comm
