@@ -12,7 +12,7 @@ from mpsoftmax.bench.options import add_bench
 from mpsoftmax.doctor.options import add_doctor
 from mpsoftmax.plan.options import FIGURES, add_plan
 
-USER_ERROR, LOST_RANK = 2, 1
+USER_ERROR, LOST_RANK, DAMAGED = 2, 1, 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,10 +82,13 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser(
         "inspect",
-        help="say what a data set holds and what is wrong with it",
-        description="Classes, images, class sizes, image sizes, problems.",
+        help="say what a data set or a run's checkpoints hold and what is wrong with them",
+        description="Classes, images, class sizes, image sizes, problems. Of a run folder or a checkpoint: "
+        "whether every file is what was written.",
     )
-    inspect.add_argument("path", help="folder, .tar, .rec, .arrow, .bin, glyphs or synthetic")
+    inspect.add_argument(
+        "path", help="folder, .tar, .rec, .arrow, .bin, glyphs, synthetic, run or checkpoint"
+    )
     inspect.add_argument(
         "--sample",
         type=int,
@@ -233,8 +236,10 @@ def train(options: argparse.Namespace, given: list[str]) -> int:
         return spawn(options.nproc, given)
     from mpsoftmax.comm import connect, disconnect
     from mpsoftmax.train.loop import Trainer
-    from mpsoftmax.train.stopping import Stopped
+    from mpsoftmax.train.stopping import Stopped, end_with_parent
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     comm = connect(config.train.timeout_s)
     try:
         with comm.naming("a step's collectives"):  # DDP's reductions are not called through comm
@@ -297,6 +302,13 @@ def convert(options: argparse.Namespace, given: list[str]) -> int:
 
 def inspect(options: argparse.Namespace, given: list[str]) -> int:
     """Mpsoftmax inspect."""
+    from mpsoftmax.train.verify import checkpoints_in, report
+
+    checkpoints = checkpoints_in(Path(options.path))
+    if checkpoints:
+        text, good = report(checkpoints)
+        print(text)
+        return 0 if good else DAMAGED
     from mpsoftmax.data.inspect import inspect as run
 
     sample = None if options.sample == -1 else options.sample

@@ -7,7 +7,9 @@ Signals reach ranks at different moments, or one rank only. A flag travels with 
 the ranks that is begun before the step and read after it: it costs no waiting, and all ranks stop alike.
 """
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -82,3 +84,21 @@ class StopSignals:
         """After it: the signal that some rank had got before the step; the same on all ranks."""
         assert self._result is not None, "ask() first"
         return ORDER[self._result()]
+
+
+def end_with_parent(period_s: float = 1.0) -> None:
+    """From now on this process ends when the one that started it does.
+
+    torchrun gives its ranks sessions of their own: killed, it would leave them training into a run folder
+    that its successor writes to.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(period_s)
+        sys.stderr.write("mpsoftmax train: error: the launcher was killed; this rank ends\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -7,6 +7,7 @@ import shutil
 import pytest
 from small_runs import assert_equal_states, lines, settings, train
 
+from mpsoftmax.cli import main
 from mpsoftmax.comm import Comm
 from mpsoftmax.train.checkpoint import check_undamaged
 from mpsoftmax.train.loop import Trainer
@@ -117,3 +118,17 @@ def test_every_rank_learns_of_what_one_has_read(ranks, stopped, tmp_path):
     for message in ranks.run(checked, 3, path=path):
         assert "__9_0.distcp is not in sums.json" in message
         assert "__0_0.distcp is not what was written" in message
+
+
+def test_inspect_says_which_checkpoints_are_whole(stopped, tmp_path, capsys):
+    shutil.copytree(stopped, tmp_path / "run", symlinks=True)
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "step-3: step 3, 23 classes, saved by 2 rank(s)" in first
+    assert second.endswith("every sum fits")
+    flipped(tmp_path / "run" / "checkpoints" / "step-3" / "__1_0.distcp")
+    assert main(["inspect", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("step-3: damaged")
+    assert "__1_0.distcp is not what was written: its SHA-256 differs" in said[1]
+    assert main(["inspect", str(tmp_path / "run" / "checkpoints" / "step-6")]) == 0

@@ -200,6 +200,21 @@ def test_a_killed_data_worker_is_named_and_the_run_goes_on(undisturbed, tmp_path
     assert_equal_states(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_ranks_end_with_a_killed_launcher(tmp_path):
+    """They have sessions of their own, and would go on writing beside their successors."""
+    with Launched(tmp_path / "run", *SLOWLY, restarts=2) as run:
+        run.wait_for_step(3)
+        assert len(run.ranks()) == 2
+        run.process.kill()
+        deadline = time.monotonic() + 30
+        while run.ranks():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert run.steps() < 60
+
+
 def data_workers(rank):
     """Grandchildren of a rank: what its forkserver forked."""
     children = {}

@@ -27,6 +27,7 @@ from mpsoftmax.data.pairs import read_bin
 
 NUM = 200
 SLOWEST_S = 20.0
+"""Of CPU time, for one file."""
 PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 40
 
 
@@ -53,13 +54,13 @@ def read_images(path):
 
 def attempt(read, *arguments):
     """The text of the ValueError; None where nothing was refused. Other exceptions go through."""
-    began = time.monotonic()
+    began = time.process_time()
     try:
         read(*arguments)
     except ValueError as error:
         return str(error)
     finally:
-        assert time.monotonic() - began < SLOWEST_S
+        assert time.process_time() - began < SLOWEST_S
     return None
 
 
