@@ -106,8 +106,8 @@ def check_micro_batch(micro: Any, config: Config, world: int | None) -> None:
     ):
         raise ValueError(
             f"{FIELD}.train_micro_batch_size_per_gpu: {micro} contradicts train.batch_size="
-            f"{train.batch_size} over {world} ranks and train.accumulation={train.accumulation}; allowed: their quotient, auto, "
-            "or left out"
+            f"{train.batch_size} over {world} ranks and train.accumulation={train.accumulation}; allowed: "
+            "their quotient, auto, or left out"
         )
 
 
