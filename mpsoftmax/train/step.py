@@ -142,15 +142,12 @@ class Step:
         # One reduction, two numbers: ranks that are not fine, and the class rows' squared norm.
         own = torch.stack([(~fine).to(torch.float64), square.to(torch.float64)])
         bad, square = self._comm.all_reduce_sum(own).unbind()
-        head_norm = None
+        head_norm, scale = None, self._scale.value
         if self._joint:
-            head_norm = square.sqrt() / self._scale.value
-            fine = square.isfinite()
+            head_norm = square.sqrt() / scale
             norm = torch.hypot(norm.to(torch.float64), square.sqrt()).to(norm.dtype)
-        else:
-            fine = torch.ones_like(bad, dtype=torch.bool)
-        finite = bool((fine & (bad == 0)).item())
-        return norm if self._scale.value == 1 else norm / self._scale.value, head_norm, finite
+        finite = bool(((bad == 0) & square.isfinite()).item())
+        return norm if scale == 1 else norm / scale, head_norm, finite
 
     def _clip(self, norm: Tensor) -> None:
         """Take the loss scale out of the gradients, and clip them where asked: one factor for each."""

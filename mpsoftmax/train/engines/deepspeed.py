@@ -8,6 +8,7 @@ clipping, and a step that the loop skips is one whose norm it is told is not val
 
 import importlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -76,7 +77,9 @@ def import_deepspeed() -> Any:
             f"train.engine: deepspeed: version {library.__version__} is installed; allowed: {VERSION}x "
             "(pip install 'mpsoftmax[deepspeed]')"
         )
-    library.utils.logger.setLevel("WARNING")
+    library.utils.logger.setLevel("ERROR")  # warns of every optimiser but its own
+    # It calls collectives by the names that torch 2.13 gave up, and torch says so at every place.
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     # Serves inference only, and would be compiled for a minute at the first use.
     library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return library
