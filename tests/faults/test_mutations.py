@@ -20,7 +20,7 @@ from mutations import hostile_pickles, mutated
 from small_runs import settings, train
 
 from mpsoftmax.config import load, to_yaml
-from mpsoftmax.data.arrow import write_arrow
+from mpsoftmax.data.arrow_output import write_arrow
 from mpsoftmax.data.convert import convert
 from mpsoftmax.data.open import open_images
 from mpsoftmax.data.pairs import read_bin
