@@ -86,7 +86,12 @@ class WeightsAndBiases:
             resume="allow" if mode == "online" else None,
             dir=str(folder),
             config=to_tree(config),
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=mode != "online"),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                x_disable_stats=mode != "online",
+                x_disable_meta=True,  # it copies every SLURM_ variable, SLURM_JWT among them
+            ),
         )
 
     def write(self, line: Mapping[str, Any]) -> None:
