@@ -30,6 +30,8 @@ def _collective(new: str, old: str) -> Callable[..., object]:
 
 
 T = TypeVar("T")
+JOIN_S = 300.0
+"""Least time that ranks wait for each other to start."""
 
 
 class AgreedError(ValueError):
@@ -362,7 +364,9 @@ def connect(timeout_s: float) -> Comm:
         backend = "cpu:gloo,cuda:nccl"
     timeout = datetime.timedelta(seconds=timeout_s)
     if launched_by_torchrun():
-        dist.init_process_group(backend, timeout=timeout)
+        # Ranks arrive as far apart as their machines take to import torch.
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=max(JOIN_S, timeout_s)))
+        dist.distributed_c10d._set_pg_timeout(timeout)
     else:
         dist.init_process_group(
             backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1

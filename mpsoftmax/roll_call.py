@@ -80,7 +80,7 @@ def describe_loss(
     # gloo begins with the place in its own source
     cause = words.partition("] ")[2] if words.startswith("[") and "] " in words else words
     if missing is None:
-        who = "the store where ranks meet does not answer either: the node that holds it is gone"
+        who = "the store where ranks meet does not answer: rank 0, which holds it, has ended or is cut off"
     elif missing:
         names = ", ".join(map(str, missing))
         who = f"no sign of rank {names}: killed, hung, or cut off"

@@ -93,7 +93,7 @@ class Launched:
         metrics = self.folder / "metrics.jsonl"
         return metrics.read_text().count('"kind": "train"') if metrics.exists() else 0
 
-    def wait_for_step(self, step, timeout_s=90):
+    def wait_for_step(self, step, timeout_s=200):
         """Until that many steps are logged."""
         deadline = time.monotonic() + timeout_s
         while self.steps() < step:
@@ -101,7 +101,7 @@ class Launched:
             assert time.monotonic() < deadline, f"no step {step}: {self.text()}"
             time.sleep(0.01)
 
-    def end(self, timeout_s=120):
+    def end(self, timeout_s=350):
         """Its exit status."""
         return self.process.wait(timeout_s)
 

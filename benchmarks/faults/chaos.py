@@ -46,7 +46,7 @@ SETTINGS = (
     "track.wandb=disabled",
 )
 STEPS_PER_KILL = 45
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 
 
 class Training:

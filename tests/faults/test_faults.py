@@ -18,7 +18,7 @@ from mpsoftmax.train.checkpoint import Checkpoints
 from mpsoftmax.train.loop import Trainer
 from mpsoftmax.train.sums import damage
 
-SLOWLY = ("data.image_size=[48, 48]", "train.batch_size=48", "train.steps=60")
+SLOWLY = ("data.image_size=[48, 48]", "train.batch_size=48", "train.steps=36")
 
 
 def a_rank_is_late(how):
@@ -154,7 +154,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_started_again(undisturbed, tmp_path, rank):
     with Launched(tmp_path / "run", *SLOWLY, restarts=2) as run:
@@ -162,13 +162,16 @@ def test_a_killed_rank_is_started_again(undisturbed, tmp_path, rank):
         os.kill(run.ranks()[rank], signal.SIGKILL)
         assert run.end() == 0, run.text()
         assert "resuming from" in run.text()
-        assert f"no sign of rank {rank}: killed, hung, or cut off" in run.text()
+        said = ("the store where ranks meet does not answer: rank 0", "no sign of rank 1: killed")[
+            rank
+        ]
+        assert said in run.text()
     assert lines(tmp_path / "run") == lines(undisturbed)
     assert_equal_states(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_hung_rank_is_named_and_the_run_goes_on(undisturbed, tmp_path):
     """SIGSTOP: nothing ends by itself; the time-out finds it, torchrun ends it after its grace."""
     limits = ("train.timeout_s=8",)
@@ -178,7 +181,7 @@ def test_a_hung_rank_is_named_and_the_run_goes_on(undisturbed, tmp_path):
         run.wait_for_step(13)
         os.kill(run.ranks()[1], signal.SIGSTOP)
         stopped = time.monotonic()
-        assert run.end(200) == 0, run.text()
+        assert run.end(350) == 0, run.text()
         assert time.monotonic() - stopped < 150
         said = run.text()
         assert re.search(r"rank 0: .*(timed out|timeout).*; no sign of rank 1", said, re.I), said
@@ -188,7 +191,7 @@ def test_a_hung_rank_is_named_and_the_run_goes_on(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_killed_data_worker_is_named_and_the_run_goes_on(undisturbed, tmp_path):
     with Launched(tmp_path / "run", *SLOWLY, "data.workers=1", restarts=2) as run:
         run.wait_for_step(13)
@@ -201,7 +204,7 @@ def test_a_killed_data_worker_is_named_and_the_run_goes_on(undisturbed, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_ranks_end_with_a_killed_launcher(tmp_path):
     """They have sessions of their own, and would go on writing beside their successors."""
     with Launched(tmp_path / "run", *SLOWLY, restarts=2) as run:
@@ -212,7 +215,7 @@ def test_ranks_end_with_a_killed_launcher(tmp_path):
         while run.ranks():
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert run.steps() < 60
+        assert run.steps() < 36
 
 
 def data_workers(rank):
@@ -230,7 +233,7 @@ def data_workers(rank):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_lost_node_leaves_a_smaller_world(tmp_path):
     """Two agents; one and its ranks are killed, the other goes on alone from the checkpoint."""
     with Launched(tmp_path / "run", *SLOWLY, nproc=None) as whole:
@@ -256,13 +259,13 @@ def test_a_lost_node_leaves_a_smaller_world(tmp_path):
         assert len(victims) == 1
         for pid in (b.process.pid, *victims):
             os.kill(pid, signal.SIGKILL)
-        assert a.end(200) == 0, a.text()
+        assert a.end(350) == 0, a.text()
         assert "1 rank(s)" in a.text()
         assert "resuming from" in a.text()
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", Comm())
-    assert checkpoints.latest().name == "step-60"
+    assert checkpoints.latest().name == "step-36"
     assert damage(checkpoints.latest()) == []
-    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, 61))
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, 37))
 
 
 def parent_of(pid):

@@ -15,7 +15,7 @@ from mpsoftmax.train.sums import damage
 
 LIMIT_S = 10
 SLOWLY = (
-    "data.image_size=[48, 48]", "train.batch_size=48", "train.steps=60", f"train.timeout_s={LIMIT_S}"
+    "data.image_size=[48, 48]", "train.batch_size=48", "train.steps=36", f"train.timeout_s={LIMIT_S}"
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def node(names, number, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_two_nodes_equal_one(nodes, tmp_path):
     with Launched(tmp_path / "one", *SLOWLY, nproc=2) as one:
         assert one.end(250) == 0, one.text()
@@ -79,7 +79,7 @@ def test_two_nodes_equal_one(nodes, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_link_is_cut(nodes, tmp_path):
     with node(nodes, 1, tmp_path / "run") as a, node(nodes, 2, tmp_path / "run") as b:
         a.wait_for_step(13, 200)
@@ -94,8 +94,8 @@ def test_the_link_is_cut(nodes, tmp_path):
         assert a.end(250) == 0, a.text()
         assert "no sign of rank 1" in a.text()
         assert "resuming from" in a.text()
-        assert reached < 60
+        assert reached < 36
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", Comm())
-    assert checkpoints.latest().name == "step-60"
+    assert checkpoints.latest().name == "step-36"
     assert damage(checkpoints.latest()) == []
-    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, 61))
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, 37))
