@@ -121,8 +121,10 @@ def job(folder: Path) -> None:
         disconnect()
 
 
-def cell(numbers: list[float]) -> str:
-    """Three differences, short."""
+def cell(numbers: list[float] | None) -> str:
+    """Three differences, short; a run that has not ended has none."""
+    if not numbers:
+        return "not run"
     if not any(numbers):
         return "0"
     return " / ".join("0" if number == 0 else f"{number:.0e}" for number in numbers)
@@ -137,21 +139,22 @@ def table(found: list[list]) -> str:
         by_case.setdefault((world, precision, parts, clip, kind), {})[engine] = numbers
     for (world, precision, parts, clip, kind), measured in by_case.items():
         case = [str(world), precision, str(parts), "yes" if clip else "no", kind]
-        rows.append("| " + " | ".join([*case, *(cell(measured[e]) for e in ENGINES)]) + " |")
+        rows.append("| " + " | ".join([*case, *(cell(measured.get(e)) for e in ENGINES)]) + " |")
     return "\n".join(rows)
 
 
-def measure(worlds: list[int]) -> list[list]:
-    """The lines of every world size."""
-    found: list[list] = []
-    for world in worlds:
-        with tempfile.TemporaryDirectory(prefix="engines-") as folder:
-            launcher = ["-m", "torch.distributed.run", "--standalone"]
-            launcher += ["--nproc-per-node", str(world), __file__, "--job", folder]
-            subprocess.run([sys.executable, *launcher], check=True, stdout=subprocess.DEVNULL)
-            lines = (Path(folder) / "found.jsonl").read_text().splitlines()
-            found += [json.loads(line) for line in lines]
-    return found
+def measure(world: int) -> list[list]:
+    """The lines of one world size."""
+    with tempfile.TemporaryDirectory(prefix="engines-") as folder:
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(world), __file__, "--job", folder]
+        subprocess.run([sys.executable, *launcher], check=True, stdout=subprocess.DEVNULL)
+        return read(Path(folder) / "found.jsonl")
+
+
+def read(path: Path) -> list[list]:
+    """Lines that a job has written."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def main() -> None:
@@ -161,12 +164,23 @@ def main() -> None:
         "--world", type=int, nargs="+", default=list(WORLDS), help="numbers of ranks"
     )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the table of this page")
+    parser.add_argument(
+        "--found",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="tables of these lines instead of runs",
+    )
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job is not None:
         job(options.job)
         return
-    text = table(measure(options.world))
+    if options.found:
+        found = [read(path) for path in options.found]
+    else:
+        found = [measure(world) for world in options.world]
+    text = table(list(itertools.chain.from_iterable(found)))
     print(text)
     if options.write is not None:
         page = options.write.read_text(encoding="utf-8")

@@ -21,10 +21,6 @@ from mpsoftmax.train.engines.deepspeed_config import settle
 from mpsoftmax.train.engines.fsdp2 import blocks_of
 
 CLIPPED = ("train.accumulation=2", "train.clip_norm=0.5", "backbone.options.norm=batch")
-SAMPLED = (
-    "head.candidates={kind: dsoftmax_k, rate: 0.5}",
-    "head.objective={kind: arcface, scale: 16}",
-)
 JOINT = ("train.clip_norm=0.5", "train.clip_over=joint")
 slow = pytest.mark.slow
 
@@ -52,22 +48,6 @@ def test_the_same_steps_as_ddp(ranks, tmp_path, engine):
     far = distances(tmp_path / "ddp", tmp_path / "other")
     assert max(far.values()) < 2e-5, far
     assert losses(tmp_path / "ddp")[0] != losses(tmp_path / "ddp")[-1]
-
-
-@slow
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("head", [(), SAMPLED, JOINT], ids=["all", "dsoftmax-k", "joint-norm"])
-def test_more_of_the_same(ranks, tmp_path, world, precision, head):
-    overrides = ("train.accumulation=2", *head, f"train.precision={precision}")
-    ranks.run(train, world, folder=tmp_path / "ddp", overrides=overrides)
-    for number, engine in enumerate((FSDP2, *(zero(stage) for stage in range(4)))):
-        folder = tmp_path / f"other{number}"
-        ranks.run(train, world, folder=folder, overrides=(*overrides, engine))
-        far = distances(tmp_path / "ddp", folder)
-        limit = 1e-4 if precision == "fp32" else 0.3
-        assert max(far.values()) < limit, (engine, far)
 
 
 @pytest.mark.parametrize(
