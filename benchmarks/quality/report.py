@@ -14,7 +14,7 @@ from typing import Any
 import claims
 import plots
 import results
-from summary import Method, methods
+from summary import Method, difference, methods
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN = ("recall_at_1", "tar_1e-03", "tar_1e-04", "select_recall_at_1")
@@ -29,6 +29,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "baskets": (
         "recall_at_1",
+        "minus all_distinct",
+        "minus own",
+        "minus top_one tau=0.3",
         "gap_closed",
         "tar_1e-03",
         "select_recall_at_1",
@@ -53,14 +56,16 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "npcface": (
         "recall_at_1",
+        "minus arcface m=0.3",
         "tar_1e-03",
         "tar_1e-04",
         "tar_1e-05",
         "tar_1e-06",
         "select_tar_1e-03",
     ),
-    "losses": (*OPEN, "tar_1e-05", "head_ms_per_step"),
+    "losses": ("recall_at_1", "minus normface", *OPEN[1:], "tar_1e-05", "head_ms_per_step"),
 }
+MINUS = "minus "
 DIGITS = {"refusal_precision": 3, "refusal_recall": 3, "merge_precision": 3, "merge_recall": 3}
 TITLES = {
     "recall_at_1": "Recall@1",
@@ -74,6 +79,12 @@ TITLES = {
 }
 
 
+def title(column: str) -> str:
+    """As it stands above a column."""
+    plain = column if column.startswith(MINUS) else column.replace("_", " ")
+    return TITLES.get(column, plain)
+
+
 def gap_closed(method: Method, of_dataset: Sequence[Method]) -> str:
     """Share of the way from "all distinct" to the oracle, in Recall@1."""
     known = {one.name: one.figure("recall_at_1") for one in of_dataset}
@@ -84,10 +95,21 @@ def gap_closed(method: Method, of_dataset: Sequence[Method]) -> str:
     return f"{100 * (own.mean - floor.mean) / (ceiling.mean - floor.mean):.0f} %"
 
 
+def minus(method: Method, column: str, of_dataset: Sequence[Method]) -> str:
+    """Recall@1 less that of the method which the column names, paired by seed."""
+    others = [one for one in of_dataset if one.name == column.removeprefix(MINUS)]
+    if not others or others[0] is method:
+        return ""
+    found = difference(method, others[0], "recall_at_1")
+    return "" if found is None else f"{found.mean:+.1f} ± {found.half_width:.1f}"
+
+
 def cell(method: Method, column: str, of_dataset: Sequence[Method]) -> str:
     """One entry; empty where no run has the figure."""
     if column == "gap_closed":
         return gap_closed(method, of_dataset)
+    if column.startswith(MINUS):
+        return minus(method, column, of_dataset)
     found = method.figure(column)
     if found is None:
         return ""
@@ -101,7 +123,7 @@ def table(of_dataset: Sequence[Method], columns: Sequence[str]) -> str:
     }
     kept = [column for column in columns if any(cells[column])]
     lines = [
-        "| method | " + " | ".join(TITLES.get(c, c.replace("_", " ")) for c in kept) + " | runs |",
+        "| method | " + " | ".join(title(c) for c in kept) + " | runs |",
         "|---" * (len(kept) + 2) + "|",
     ]
     for place, method in enumerate(of_dataset):
@@ -126,7 +148,8 @@ def page(claim: str, rows: Sequence[Mapping[str, Any]]) -> str:
     parts = [
         f"# {claim}: tables",
         f"{purpose} Made by `python benchmarks/quality/report.py` from"
-        " benchmarks/quality/results.csv; ± is the 95 % interval over seeds (three runs or more).",
+        " benchmarks/quality/results.csv; ± is the 95 % interval over seeds (three runs or more);"
+        ' "minus X" is Recall@1 less that of X, seed by seed.',
     ]
     for dataset, of_dataset in methods(rows, claim).items():
         parts += [f"## {dataset}", table(of_dataset, COLUMNS[claim]), provenance(of_dataset)]

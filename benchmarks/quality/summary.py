@@ -54,6 +54,14 @@ class Method:
         return estimate(known) if known else None
 
 
+def difference(method: Method, other: Method, name: str) -> Estimate | None:
+    """`method` minus `other`, seed by seed: what seeds have in common drops out. None below three seeds."""
+    of_seed = {row["seed"]: row["metrics"].get(name) for row in other.rows}
+    pairs = [(row["metrics"].get(name), of_seed.get(row["seed"])) for row in method.rows]
+    found = [one - two for one, two in pairs if one is not None and two is not None]
+    return estimate(found) if len(found) >= 3 else None
+
+
 def methods(rows: Rows, claim: str) -> dict[str, list[Method]]:
     """Methods by data set, in the order of their first rows; the newest settings of each count.
 
