@@ -9,6 +9,7 @@
 # RDZV          host:port where they meet, the same on every node; needed for more than one
 # JOB           name of the job, the same on every node (default: mpsoftmax)
 # MAX_RESTARTS  how often the job starts again from its last checkpoint after a failure (default 3)
+# GRACE_S       seconds that ranks get to finish their step and save when asked to stop (default 170)
 # RDZV_CONF     further settings of torchrun's rendezvous, as KEY=VALUE,KEY=VALUE
 # PYTHON        which Python (default: .venv/bin/python here, else python3)
 #
@@ -39,4 +40,4 @@ fi
 # One thread a rank unless told: ranks share the cores, and what is heavy runs on GPUs or in loader processes.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec "$python" -m mpsoftmax.launcher "${meet[@]}" --nproc-per-node "$NPROC" \
-    --max-restarts "${MAX_RESTARTS:-3}" -m mpsoftmax train "$@"
+    --max-restarts "${MAX_RESTARTS:-3}" --shutdown-timeout "${GRACE_S:-170}" -m mpsoftmax train "$@"
