@@ -341,13 +341,15 @@ def launched_by_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def connect(timeout_s: float) -> Comm:
+def connect(timeout_s: float, join_s: float | None = None) -> Comm:
     """Join the process group that torchrun's environment describes; a group of one without it.
 
     NCCL where this process has a GPU (and gloo beside it for CPU tensors), else gloo.
 
     Args:
         timeout_s: Seconds after which a collective that some rank never joined raises.
+        join_s: Seconds in which all ranks must arrive; None: timeout_s, but at least JOIN_S, since they come
+            as far apart as their machines take to import torch.
 
     Raises:
         ValueError: more local ranks than GPUs.
@@ -364,8 +366,8 @@ def connect(timeout_s: float) -> Comm:
         backend = "cpu:gloo,cuda:nccl"
     timeout = datetime.timedelta(seconds=timeout_s)
     if launched_by_torchrun():
-        # Ranks arrive as far apart as their machines take to import torch.
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=max(JOIN_S, timeout_s)))
+        patience = max(JOIN_S, timeout_s) if join_s is None else join_s
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=patience))
         dist.distributed_c10d._set_pg_timeout(timeout)
     else:
         dist.init_process_group(

@@ -57,7 +57,7 @@ def examine(config: Config, timeout_s: float) -> list[Finding]:
     """All findings of all ranks; the same on every rank. Where ranks cannot meet, this rank's own."""
     alone = [*versions(config), *safely("data and tracking", lambda: data(config))]
     try:
-        comm = connect(timeout_s)
+        comm = connect(timeout_s, join_s=timeout_s)
     except (RuntimeError, ValueError) as error:
         return [*alone, unreachable(error)]
     try:
