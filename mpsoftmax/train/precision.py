@@ -68,7 +68,20 @@ class LossScale:
         """For the checkpoint: JSON."""
         return {"value": self.value, "good": self._good} if self.moves else None
 
-    def load_state(self, state: dict[str, Any] | None) -> None:
-        """What `state` gave; a run in another precision had none."""
-        if state is not None and self.moves:
-            self.value, self._good = float(state["value"]), int(state["good"])
+    def load_state(self, state: object) -> None:
+        """What `state` gave; a run in another precision had none.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if state is None or not self.moves:
+            return
+        given = state if isinstance(state, dict) else {}
+        value, good = given.get("value"), given.get("good")
+        if not isinstance(value, int | float) or type(good) is not int:
+            raise ValueError("checkpoint: state.json: loss_scale is damaged")
+        if not 0 < value < float("inf") or good < 0:
+            raise ValueError(
+                f"checkpoint: state.json: loss_scale: {value} after {good}; allowed: a positive number"
+            )
+        self.value, self._good = float(value), good
