@@ -14,13 +14,23 @@ class JsonLines:
     def __init__(self, path: Path, resume_step: int) -> None:
         self.kept: list[dict[str, Any]] = []
         """Lines that were there already."""
+        self._path = path
         if path.exists():
-            found = [(text, parsed(text, resume_step)) for text in path.read_text().splitlines()]
-            replacement = path.with_suffix(".new")
-            replacement.write_text("".join(f"{text}\n" for text, line in found if line is not None))
-            os.replace(replacement, path)
-            self.kept = [line for _, line in found if line is not None]
+            found = [parsed(text, resume_step) for text in path.read_text().splitlines()]
+            self._keep([line for line in found if line is not None])
         self._file = path.open("a", encoding="utf-8")
+
+    def _keep(self, lines: list[dict[str, Any]]) -> None:
+        replacement = self._path.with_suffix(".new")
+        replacement.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(replacement, self._path)
+        self.kept = lines
+
+    def drop(self, lines: list[dict[str, Any]]) -> None:
+        """Cut lines that were there already; before the first `write`."""
+        self._file.close()
+        self._keep([line for line in self.kept if line not in lines])
+        self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, line: Line) -> None:
         """Append and flush."""
@@ -52,6 +62,14 @@ class MetricsFile(Callback):
     def kept(self) -> list[dict[str, Any]]:
         """Lines of earlier processes of this run that were kept."""
         return self._lines.kept
+
+    def lacks_evaluation(self, step: int, num_sets: int) -> bool:
+        """Whether the evaluation at `step` must be done (again): lines of a part of it are cut."""
+        found = [line for line in self.kept if line["kind"] == "eval" and line["step"] == step]
+        if len(found) == num_sets:
+            return False
+        self._lines.drop(found)
+        return True
 
     def on_line(self, line: Line) -> None:
         """Append and flush."""

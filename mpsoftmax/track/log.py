@@ -67,6 +67,10 @@ class Log:
         if self._trackers:
             self._display.say(text)
 
+    def lacks_evaluation(self, step: int, num_sets: int) -> bool:
+        """Whether metrics.jsonl lacks the evaluation of all sets at `step`, where the run goes on from."""
+        return bool(self._trackers) and self._metrics.lacks_evaluation(step, num_sets)
+
     def write(self, line: Line) -> None:
         """One line of metrics."""
         self._last = max(self._last, line["step"])

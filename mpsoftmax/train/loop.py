@@ -255,7 +255,7 @@ class Trainer:
         try:
             if self.step == 0 and refresh_every(self.head) is not None:
                 self._refresh_centres()
-            if self.unevaluated:
+            if self.unevaluated and self._lacks_evaluation():
                 evaluations = self._evaluate()
             with self.stops:
                 while self.step < self.num_steps:
@@ -394,6 +394,11 @@ class Trainer:
             found = self.identities.list_duplicates(net)
         if found is not None:
             self.log.say(found)
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether the run died between the checkpoint it goes on from and the evaluation of that step."""
+        lacks = self.log.lacks_evaluation(self.step, len(self.config.data.eval))
+        return self.comm.share(lacks)[0]
 
     def _evaluate(self) -> list[dict[str, Any]]:
         with self.engine.whole() as net:

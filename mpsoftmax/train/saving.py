@@ -131,9 +131,12 @@ class Saver:
         )
 
     def close(self, timeout_s: float) -> None:
-        """Let the save under way end, for a training that ends by an error; tells nothing."""
+        """Let the save under way end, for a training that ends by an error; what it met is not told."""
         if self._thread is not None:
             self._thread.join(timeout_s)
+            if not self._thread.is_alive() and self._problem is None and self._written is not None:
+                self._saved(*self._written)
+                self._written = None
 
 
 def copied(tensor: Tensor, checkpoints: Checkpoints) -> Tensor:

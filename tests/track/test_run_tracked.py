@@ -22,6 +22,7 @@ from mpsoftmax.track.wandb_artifacts import checkpoint_artifact
 from mpsoftmax.track.wandb_run import numbers_of, staged_in
 from mpsoftmax.train.judge import judge
 from mpsoftmax.train.state import read_backbone
+from mpsoftmax.train.sums import SUMS_FILE, sums_of
 
 SECRET = "hf_moreThanEightCharacters"
 STOPS = (4, 7, None)
@@ -94,6 +95,7 @@ def test_every_metric_is_in_wandb(tracked):
 def test_the_configuration_is_in_wandb_without_the_secret(tracked):
     expected = to_tree(settings(tracked, *overrides(tracked.parent / "pairs.bin")))
     expected["track"]["tags"] = ["[redacted]", "faces"]
+    expected["train"]["precision"] = "fp32"  # what auto became
     for part in segments(tracked):
         config = {key: value for key, value in part.config.items() if key != "_wandb"}
         assert config == expected
@@ -252,13 +254,16 @@ def judged_with_a_strange_callback(folder, data):
     path = folder / "checkpoints" / "step-10" / "state.json"
     state = json.loads(path.read_text())
     state["config"]["track"]["callbacks"] = ["recording_tracker_that_is_not_there:Bomb"]
-    before = path.read_text()
+    before, sums = path.read_text(), (path.parent / SUMS_FILE).read_text()
     path.write_text(json.dumps(state))
+    fitting = {"files": {**json.loads(sums)["files"], **sums_of([path])}}
+    (path.parent / SUMS_FILE).write_text(json.dumps(fitting))
     try:
         found = judge(str(folder), data, Comm(), with_baseline=False, trust_code=False)
         return found.values["step"]
     finally:
         path.write_text(before)
+        (path.parent / SUMS_FILE).write_text(sums)
 
 
 def test_a_checkpoint_runs_no_callback(ranks, tracked):
