@@ -10,6 +10,7 @@ from mpsoftmax.comm import Comm
 from mpsoftmax.config import Config, load
 from mpsoftmax.train.checkpoint import stored_tensors
 from mpsoftmax.train.loop import Trainer
+from mpsoftmax.train.sums import SUMS_FILE, sums_of
 
 BASE = (
     "data.train=synthetic",
@@ -65,6 +66,12 @@ def lines(folder: Path) -> list[dict]:
 
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines(folder) if line["kind"] == "train"]
+
+
+def summed(checkpoint: Path) -> None:
+    """Sums that fit, as whoever changes a file of a checkpoint can make them."""
+    files = [path for path in checkpoint.iterdir() if path.name != SUMS_FILE]
+    (checkpoint / SUMS_FILE).write_text(json.dumps({"files": sums_of(files)}))
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from mutations import hostile_pickles, mutated
-from small_runs import settings, train
+from small_runs import settings, summed, train
 
 from mpsoftmax.config import load, to_yaml
 from mpsoftmax.data.arrow_output import write_arrow
@@ -232,14 +232,6 @@ def restored(folder):
     trainer = Trainer(settings(folder, "train.steps=2"), Comm())
     trainer.log.close()
     return trainer
-
-
-def summed(folder):
-    """Sums that fit, as whoever changes a file can make them."""
-    from mpsoftmax.train.sums import SUMS_FILE, sums_of
-
-    files = [path for path in folder.iterdir() if path.name != SUMS_FILE]
-    (folder / SUMS_FILE).write_text(json.dumps({"files": sums_of(files)}))
 
 
 def damaged_checkpoints(run, name, seeds, magic):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_pairs import write_pairs
-from small_runs import settings, train
+from small_runs import settings, summed, train
 from wandb_files import segments
 
 from mpsoftmax.comm import Comm
@@ -22,7 +22,6 @@ from mpsoftmax.track.wandb_artifacts import checkpoint_artifact
 from mpsoftmax.track.wandb_run import numbers_of, staged_in
 from mpsoftmax.train.judge import judge
 from mpsoftmax.train.state import read_backbone
-from mpsoftmax.train.sums import SUMS_FILE, sums_of
 
 SECRET = "hf_moreThanEightCharacters"
 STOPS = (4, 7, None)
@@ -254,16 +253,15 @@ def judged_with_a_strange_callback(folder, data):
     path = folder / "checkpoints" / "step-10" / "state.json"
     state = json.loads(path.read_text())
     state["config"]["track"]["callbacks"] = ["recording_tracker_that_is_not_there:Bomb"]
-    before, sums = path.read_text(), (path.parent / SUMS_FILE).read_text()
+    before = path.read_text()
     path.write_text(json.dumps(state))
-    fitting = {"files": {**json.loads(sums)["files"], **sums_of([path])}}
-    (path.parent / SUMS_FILE).write_text(json.dumps(fitting))
+    summed(path.parent)
     try:
         found = judge(str(folder), data, Comm(), with_baseline=False, trust_code=False)
         return found.values["step"]
     finally:
         path.write_text(before)
-        (path.parent / SUMS_FILE).write_text(sums)
+        summed(path.parent)
 
 
 def test_a_checkpoint_runs_no_callback(ranks, tracked):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from small_runs import summed
 
 from mpsoftmax.cli import main
 from mpsoftmax.comm import Comm
@@ -85,6 +86,7 @@ def test_code_named_by_a_checkpoint_is_not_run(ranks, tmp_path, pairs):
     tree = json.loads(state.read_text())
     tree["config"]["backbone"] = {"name": "os:abort", "embedding_dim": 16}
     state.write_text(json.dumps(tree))
+    summed(state.parent)
     with pytest.raises(AssertionError, match="only with --trust-code"):
         ranks.run(judged, 1, model=tmp_path, data=pairs)
 
