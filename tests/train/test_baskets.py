@@ -82,7 +82,7 @@ def table(folder):
     return [row.split(",") for row in rows[1:]]
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_duplicates_are_listed_and_a_reviewed_list_is_used(ranks, tmp_path, world):
     ranks.run(train, world, folder=tmp_path / "run", overrides=(PARTS, *LEARNS))
     found = table(tmp_path / "run")
@@ -113,7 +113,7 @@ def events(folder):
     return [json.loads(line) for line in (folder / "links.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_linking_resumes_exactly(ranks, tmp_path, world):
     overrides = (PARTS, *LEARNS, LINKS, "train.checkpoint_every=6", "head.baskets.duplicates=null")
     for folder, stop_after in (("a", None), ("b", 21), ("b", None)):

@@ -34,21 +34,34 @@ MAPPED = (
 )
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        (),
-        ("head.candidates={kind: uniform, rate: 0.5}", "head.untouched=lazy"),
-        ("backbone.options.norm=batch", "backbone.options.dropout=0.3", "data.order=classes"),
-        ("train.optimizer={kind: adamw, lr: 0.01}", "head.optimizer=adamw", "train.accumulation=2"),
-        (*MAPPED, "head.row_dtype=bfloat16", "head.compute_dtype=bfloat16"),
-    ],
-    ids=["plain", "sampled-lazy", "batchnorm-dropout", "adamw-accumulation", "mapped-bfloat16"],
-)
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_resuming_is_bit_identical(ranks, tmp_path, overrides, world):
+KINDS = {
+    "plain": (),
+    "sampled-lazy": ("head.candidates={kind: uniform, rate: 0.5}", "head.untouched=lazy"),
+    "batchnorm-dropout": (
+        "backbone.options.norm=batch",
+        "backbone.options.dropout=0.3",
+        "data.order=classes",
+    ),
+    "adamw-accumulation": (
+        "train.optimizer={kind: adamw, lr: 0.01}",
+        "head.optimizer=adamw",
+        "train.accumulation=2",
+    ),
+    "mapped-bfloat16": (*MAPPED, "head.row_dtype=bfloat16", "head.compute_dtype=bfloat16"),
+}
+QUICK = {(1, "plain"), (2, "plain"), (3, "plain"), (4, "plain"), (3, "sampled-lazy")}
+QUICK |= {(2, kind) for kind in KINDS}
+RESUMED = [
+    pytest.param(world, kind, marks=() if (world, kind) in QUICK else pytest.mark.slow)
+    for world in (1, 2, 3, 4)
+    for kind in KINDS
+]
+
+
+@pytest.mark.parametrize(("world", "kind"), RESUMED)
+def test_resuming_is_bit_identical(ranks, tmp_path, world, kind):
     """Stopped at a step that is no checkpoint and resumed at the same world size."""
-    every = (*overrides, "train.checkpoint_every=3")
+    every = (*KINDS[kind], "train.checkpoint_every=3")
     ranks.run(train, world, folder=tmp_path / "a", overrides=every)
     ranks.run(train, world, folder=tmp_path / "b", overrides=every, stop_after=5)
     assert len(losses(tmp_path / "b")) == 5
