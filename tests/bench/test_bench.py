@@ -58,6 +58,7 @@ def test_memory_says_what_is_beyond_the_table(tmp_path):
     assert 0 < float(row["extra_mib"]) < 20
 
 
+@pytest.mark.slow
 @STARTS_PROCESSES
 def test_scaling_varies_one_factor_at_a_time(tmp_path):
     rows = measured("scaling", tmp_path, "--classes", "40", "80", "--rate", "0.5")

@@ -205,6 +205,7 @@ def test_mistakes_are_named(capsys):
     assert "--nproc: 0; allowed: at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @STARTS_PROCESSES
 def test_ranks_that_cannot_meet_are_a_finding(tmp_path):
     """One of two ranks never comes: the page says so, in time."""

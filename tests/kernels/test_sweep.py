@@ -86,7 +86,10 @@ def compare_this(case, way, keep_bytes=WHOLE, ranges=None):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
 @pytest.mark.parametrize("shift", [3.0, None], ids=["constant", "maximum"])
-@pytest.mark.parametrize(("batch", "rows", "dim"), [(1, 1, 5), (37, 300, 24), (130, 131, 70)])
+@pytest.mark.parametrize(
+    ("batch", "rows", "dim"),
+    [(1, 1, 5), (37, 300, 24), pytest.param(130, 131, 70, marks=pytest.mark.slow)],
+)
 def test_plain_problem(interpreter, way, dtype, shift, batch, rows, dim):
     case = {"batch": batch, "rows": rows, "dim": dim, "dtype": dtype, "shift": shift}
     interpreter.run(compare, case=case, way=way)
