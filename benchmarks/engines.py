@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 
 from mpsoftmax.comm import Comm, connect, disconnect
 from mpsoftmax.config import load
+from mpsoftmax.launcher import on_this_machine
 from mpsoftmax.train.checkpoint import empty_like_stored, read_tensors, stored_tensors
 from mpsoftmax.train.loop import Trainer
 
@@ -146,9 +146,8 @@ def table(found: list[list]) -> str:
 def measure(world: int) -> list[list]:
     """The lines of one world size."""
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
-        launcher = ["-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc-per-node", str(world), __file__, "--job", folder]
-        subprocess.run([sys.executable, *launcher], check=True, stdout=subprocess.DEVNULL)
+        command = on_this_machine(world, [__file__, "--job", folder])
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return read(Path(folder) / "found.jsonl")
 
 

@@ -29,7 +29,7 @@ fi
 NPROC=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 NNODES=${NNODES:-1}
 if [ "$NNODES" = 1 ] && [ -z "${RDZV:-}" ]; then
-    meet=(--standalone --local-addr 127.0.0.1)
+    meet=(--standalone)
 elif [ -z "${RDZV:-}" ]; then
     echo "launch/torchrun.sh: RDZV is not set with NNODES=$NNODES; allowed: host:port of a node that all can reach" >&2
     exit 2

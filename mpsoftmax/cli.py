@@ -10,6 +10,7 @@ from typing import Any
 
 from mpsoftmax.bench.options import add_bench
 from mpsoftmax.doctor.options import add_doctor
+from mpsoftmax.launcher import environment_of, on_this_machine
 from mpsoftmax.plan.options import FIGURES, add_plan
 
 USER_ERROR, LOST_RANK, DAMAGED = 2, 1, 1
@@ -184,24 +185,9 @@ def spawn(num_ranks: int, given: list[str]) -> int:
     """Replace this process by torchrun (launcher.py) with `num_ranks` ranks of the same command."""
     if num_ranks < 1:
         raise ValueError(f"--nproc: {num_ranks}; allowed: at least 1")
-    kept = without_nproc(given)
-    threads = max(1, (os.cpu_count() or 1) // num_ranks)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    # DDP's advice to drop the flag that keeps resumed runs bit-identical (comm.py), once a rank.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    command = [sys.executable, "-m", "mpsoftmax.launcher", "--standalone"]
-    # Not by the machine's name, which need not resolve, as in a container.
-    command += [
-        "--local-addr",
-        "127.0.0.1",
-        "--nproc-per-node",
-        str(num_ranks),
-        "-m",
-        "mpsoftmax",
-        *kept,
-    ]
+    command = on_this_machine(num_ranks, ["-m", "mpsoftmax", *without_nproc(given)])
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    os.execve(sys.executable, command, environment_of(num_ranks))
 
 
 def without_nproc(given: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from mpsoftmax.comm import connect, disconnect
+from mpsoftmax.launcher import on_this_machine
 from mpsoftmax.train.checkpoint import empty_like_stored, read_tensors, stored_tensors
 from mpsoftmax.train.sums import damage
 
@@ -56,11 +57,9 @@ class Training:
         self.folder = folder
         config = folder.parent / "base.yaml"
         config.write_text("{}\n")
-        self._command = [
-            sys.executable, "-m", "mpsoftmax.launcher", "--standalone", "--nproc-per-node", str(ranks),
-            "--max-restarts", str(restarts), "-m", "mpsoftmax", "train", str(config), *SETTINGS,
-            f"train.steps={steps}", f"run.dir={folder}",
-        ]  # fmt: skip
+        train = ["-m", "mpsoftmax", "train", str(config), *SETTINGS]
+        train += [f"train.steps={steps}", f"run.dir={folder}"]
+        self._command = on_this_machine(ranks, ["--max-restarts", str(restarts), *train])
         self.start()
 
     def start(self) -> None:

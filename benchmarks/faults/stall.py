@@ -21,6 +21,7 @@ import torch
 
 from mpsoftmax import ArcFace, ModelParallelSoftmax
 from mpsoftmax.comm import connect, disconnect
+from mpsoftmax.launcher import on_this_machine
 from mpsoftmax.train.checkpoint import Checkpoints
 from mpsoftmax.train.saving import Saver
 
@@ -36,6 +37,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         name: Saver(
             Checkpoints(folder / name, comm, keep=1),
             beside=name == "beside", max_failed=0, say=print, owned=lambda _: False,
+            saved=lambda step, path: None,
         )
         for name in ("waiting", "beside")
     }  # fmt: skip
@@ -89,8 +91,8 @@ def main() -> None:
             print(json.dumps(found))
         return
     with tempfile.TemporaryDirectory(prefix="stall-", dir=options.folder) as folder:
-        command = [sys.executable, "-m", "mpsoftmax.launcher", "--standalone", "--nproc-per-node"]
-        command += [str(options.ranks), __file__, *sys.argv[1:], "--folder", folder]
+        job = [__file__, *sys.argv[1:], "--folder", folder]
+        command = on_this_machine(options.ranks, job)
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
 
 

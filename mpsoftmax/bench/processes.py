@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mpsoftmax.launcher import on_this_machine
+
 # Freed memory goes back at once, so that the resident set is what is alive.
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
@@ -22,33 +24,29 @@ def in_ranks(job: str, arguments: Any, world: int) -> list[Any]:
     Raises:
         RuntimeError: a rank failed; holds the end of what it printed.
     """
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    return run(launcher, job, arguments, world, {})
+    return run(job, arguments, world, {})
 
 
 def alone(job: str, arguments: Any) -> Any:
     """Result of `package.module:function` in a fresh process that returns freed memory at once."""
-    return run([], job, arguments, 1, RETURN_MEMORY)[0]
+    return run(job, arguments, None, RETURN_MEMORY)[0]
 
 
-def run(
-    launcher: list[str], job: str, arguments: Any, world: int, more: dict[str, str]
-) -> list[Any]:
-    """Start, wait, read the answers."""
+def run(job: str, arguments: Any, world: int | None, more: dict[str, str]) -> list[Any]:
+    """Start, wait, read the answers; without a world, one process that joins no group."""
     with tempfile.TemporaryDirectory(prefix="mpsoftmax-bench-") as folder:
         Path(folder, "job.json").write_text(json.dumps([job, arguments]))
         environment = {
             **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")},
             "OMP_NUM_THREADS": "1",
-            # torch 2.13 shares one store between jobs otherwise (see cli.py).
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             **more,
         }
-        command = [sys.executable, *launcher, "-m", __name__, folder]
+        own = ["-m", __name__, folder]
+        command = [sys.executable, *own] if world is None else on_this_machine(world, own)
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{job} failed:\n{done.stderr[-3000:]}")
-        return [json.loads(Path(folder, f"{r}.json").read_text()) for r in range(world)]
+        return [json.loads(Path(folder, f"{r}.json").read_text()) for r in range(world or 1)]
 
 
 def main(folder: str) -> None:

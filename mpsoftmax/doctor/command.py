@@ -18,6 +18,7 @@ from mpsoftmax.doctor.finding import Finding, anonymous, as_values, merged, rend
 from mpsoftmax.doctor.machine import machine
 from mpsoftmax.doctor.ranks import ranks
 from mpsoftmax.doctor.versions import version_of, versions
+from mpsoftmax.launcher import environment_of, on_this_machine
 from mpsoftmax.train.inputs import training_device
 
 LOOK = 1
@@ -112,17 +113,9 @@ def in_ranks(num_ranks: int, given: Sequence[str], out: str | None) -> int:
         raise ValueError(f"--nproc: {num_ranks}; allowed: at least 1")
     with tempfile.TemporaryDirectory(prefix="mpsoftmax-doctor-") as folder:
         answer = Path(folder) / "doctor.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(num_ranks), "-m", "mpsoftmax"]
-        command += [*given, "--json", str(answer), "--quiet-status"]
-        threads = max(1, (os.cpu_count() or 1) // num_ranks)
-        environment = {
-            "OMP_NUM_THREADS": str(threads),
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # as cli.spawn, for the same reasons
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-            **os.environ,
-        }
-        status = subprocess.run(command, env=environment).returncode
+        arguments = ["-m", "mpsoftmax", *given, "--json", str(answer), "--quiet-status"]
+        command = on_this_machine(num_ranks, arguments)
+        status = subprocess.run(command, env=environment_of(num_ranks)).returncode
         if not answer.exists():
             say([unreachable(RuntimeError(f"the ranks ended with status {status}"))], out)
             return LOOK

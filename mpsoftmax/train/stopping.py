@@ -17,8 +17,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from mpsoftmax.comm import Comm
+from mpsoftmax.launcher import status_of
 
-PREEMPTED, INTERRUPTED = 143, 130
 ORDER = (None, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 """What a flag of that value says; the largest wins."""
 ONE_PRESS_S = 5.0
@@ -40,7 +40,7 @@ class Stopped(Exception):
         super().__init__(
             f"stopped by {signum.name} after step {step}, which is saved; start again to go on"
         )
-        self.status = INTERRUPTED if signum == signal.SIGINT else PREEMPTED
+        self.status = status_of(signum)
 
 
 class StopSignals:
