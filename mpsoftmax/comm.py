@@ -170,20 +170,23 @@ class Comm:
 
     def start_all_reduce_sum(self, tensor: Tensor) -> "Pending":
         """`all_reduce_sum` beside whatever comes until the answer is waited for."""
+        return self._start_all_reduce(tensor, dist.ReduceOp.SUM)
+
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        """Elementwise maximum over the ranks, in place."""
+        return self.start_all_reduce_max(tensor).wait()
+
+    def start_all_reduce_max(self, tensor: Tensor) -> "Pending":
+        """`all_reduce_max` beside whatever comes until the answer is waited for."""
+        return self._start_all_reduce(tensor, dist.ReduceOp.MAX)
+
+    def _start_all_reduce(self, tensor: Tensor, op: Any) -> "Pending":
         self._count("all_reduce", tensor)
         if self.world == 1:
             return Pending(tensor)
         with self._watched("all_reduce", tensor):
-            work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._group, async_op=True)
+            work = dist.all_reduce(tensor, op=op, group=self._group, async_op=True)
         return Pending(tensor, tensor, work, lambda: self._watched("all_reduce", tensor))
-
-    def all_reduce_max(self, tensor: Tensor) -> Tensor:
-        """Elementwise maximum over the ranks, in place."""
-        self._count("all_reduce", tensor)
-        if self.world > 1:
-            with self._watched("all_reduce", tensor):
-                dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
-        return tensor
 
     def reduce_scatter_sum(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks of [world, ...]; this rank gets its own part [...]."""
@@ -209,22 +212,6 @@ class Comm:
         if self.world > 1:
             with self.naming("barrier"):
                 dist.barrier(group=self._group)
-
-    def max_later(self, value: int) -> Callable[[], int]:
-        """Begin to find the largest value of all ranks; collective. What is returned waits for it."""
-        if self.world == 1:
-            return lambda: value
-        tensor = torch.tensor([value], device=self.device)
-        work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-
-        assert work is not None
-
-        def result() -> int:
-            with self._watched("all_reduce", tensor):
-                work.wait()
-            return int(tensor)
-
-        return result
 
     def shard_rows(self, local: Tensor, num_rows: int) -> Tensor:
         """This rank's rows as a DTensor `Shard(0)` of [num_rows, ...]; itself without a process group.

@@ -21,7 +21,7 @@ MAX_NAMED = 8
 
 @dataclass
 class MicroBatch:
-    """What one micro-batch of this rank left behind.
+    """One micro-batch of this rank, and what its passes leave behind.
 
     Attributes:
         batch: Images and labels.

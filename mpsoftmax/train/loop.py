@@ -28,6 +28,7 @@ from mpsoftmax.track.step_clock import BACKBONE, UPDATE, StepClock
 from mpsoftmax.train.build import build_augment, build_head, build_net, changed_settings
 from mpsoftmax.train.centres import DataPass, drift_of, refresh_every, share_buffers
 from mpsoftmax.train.checkpoint import Checkpoints, read_state
+from mpsoftmax.train.culprits import MicroBatch
 from mpsoftmax.train.datasets import build_order, names_within, sizes_of
 from mpsoftmax.train.duplicates import merge_listed, with_known_pairs
 from mpsoftmax.train.engines import Surroundings, describe_engine
@@ -40,7 +41,7 @@ from mpsoftmax.train.schedule import learning_rate_factor
 from mpsoftmax.train.skips import Skips, describe
 from mpsoftmax.train.start import start_from
 from mpsoftmax.train.state import is_copy, load_run_state, read_backbone, run_state
-from mpsoftmax.train.step import Cut, Outcome, Step
+from mpsoftmax.train.step import Outcome, Step
 from mpsoftmax.train.stopping import Stopped, StopSignals
 
 
@@ -319,10 +320,10 @@ class Trainer:
         self.clock.begin(self.step + 1)
         first, parts = self.samples, self.config.train.accumulation
         spans = [self._share_of(first, micro) for micro in range(parts)]
-        cuts = [Cut(self._next(batches), low) for low, _ in spans]
+        micro_batches = [MicroBatch(self._next(batches), low) for low, _ in spans]
         self.clock.enter(BACKBONE)
         factor = self._set_learning_rates()
-        outcome = self._take(cuts)
+        outcome = self._take(micro_batches)
         self.step += 1
         self.samples += self.config.train.batch_size
         self.clock.end(self.step)

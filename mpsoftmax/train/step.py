@@ -22,14 +22,6 @@ from mpsoftmax.train.precision import LossScale
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One micro-batch of this rank, and where in the stream it begins."""
-
-    batch: Batch
-    first: int
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a step came to.
 
@@ -81,16 +73,12 @@ class Step:
         self._buffers = list(engine.net.buffers())
         self._kept: list[Tensor] = []
 
-    def __call__(self, cuts: Sequence[Cut]) -> Outcome:
-        """One step over all micro-batches; collective."""
+    def __call__(self, parts: Sequence[MicroBatch]) -> Outcome:
+        """One step over all micro-batches of this rank; collective."""
         self._keep_buffers()
         loss = torch.zeros((), device=self._device)
-        weights = self._weights([cut.batch for cut in cuts])
-        passed = []
-        for number, (cut, weight) in enumerate(zip(cuts, weights, strict=True)):
-            one = self._pass(cut, weight, last=number == len(cuts) - 1)
-            loss += one.loss
-            passed.append(one.record)
+        for part, weight in zip(parts, self._weights(parts), strict=True):
+            loss += self._pass(part, weight, last=part is parts[-1])
         self._update_begins()
         norm, head_norm, finite = self._measure(loss)
         if finite:
@@ -100,35 +88,34 @@ class Step:
         else:
             self._drop()
         self._scale.update(overflowed=not finite)
-        culprits = None if finite else self._find(passed)
+        culprits = None if finite else self._find(parts)
         return Outcome(loss, norm, head_norm, culprits)
 
     # -- one micro-batch -------------------------------------------------------------------------
 
-    def _pass(self, cut: Cut, weight: float, *, last: bool) -> "Passed":
-        """Forward and backward of one micro-batch: its share of the step's loss, and what it left."""
-        images = self.images(cut.batch)
-        labels = cut.batch.labels.to(self._device, non_blocking=True)
+    def _pass(self, part: MicroBatch, weight: float, *, last: bool) -> Tensor:
+        """Forward and backward of one micro-batch: its share of the step's loss."""
+        images = self.images(part.batch)
+        labels = part.batch.labels.to(self._device, non_blocking=True)
         self._head.prefetch(labels)  # rows stored elsewhere are read beside the backbone
-        record = MicroBatch(cut.batch, cut.first)
         with self._engine.micro_batch(last=last):
             features = self._engine.forward(images)
-            record.watch(features)
+            part.watch(features)
             loss = self._head(features.float(), labels) * weight
             scale = self._scale.value
             self._engine.backward(loss if scale == 1 else loss * scale)
-        return Passed(loss.detach().to(torch.float32), record)
+        return loss.detach().to(torch.float32)
 
     def images(self, batch: Batch) -> Tensor:
         """What the backbone is given: float32 [b, 3, H, W]."""
         images = to_float(batch.images.to(self._device, non_blocking=True))
         return images.to(memory_format=self._memory_format)
 
-    def _weights(self, parts: list[Batch]) -> list[float]:
+    def _weights(self, parts: Sequence[MicroBatch]) -> list[float]:
         """Share of the step's valid samples in each micro-batch: their losses are means over those."""
         if len(parts) == 1:
             return [1.0]
-        valid = torch.tensor([int((batch.labels >= 0).sum()) for batch in parts])
+        valid = torch.tensor([int((part.batch.labels >= 0).sum()) for part in parts])
         counts = self._comm.all_reduce_sum(valid.to(self._device)).tolist()
         return [count / max(1, sum(counts)) for count in counts]
 
@@ -178,14 +165,6 @@ class Step:
             for buffer, kept in zip(self._buffers, self._kept, strict=True):
                 buffer.copy_(kept)
 
-    def _find(self, passed: list[MicroBatch]) -> Culprits:
+    def _find(self, parts: Sequence[MicroBatch]) -> Culprits:
         with self._engine.whole() as net:
-            return find_culprits(passed, net, self.images, self._autocast, self._comm)
-
-
-@dataclass(frozen=True)
-class Passed:
-    """Loss of one micro-batch, and its record."""
-
-    loss: Tensor
-    record: MicroBatch
+            return find_culprits(parts, net, self.images, self._autocast, self._comm)

@@ -12,11 +12,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from mpsoftmax.comm import Comm
+import torch
+
+from mpsoftmax.comm import Comm, Pending
 from mpsoftmax.launcher import status_of
 
 ORDER = (None, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
@@ -50,7 +51,7 @@ class StopSignals:
         self._comm = comm
         self._flag, self._asked_s = 0, 0.0
         self._before: dict[signal.Signals, Any] = {}
-        self._result: Callable[[], int] | None = None
+        self._asked: Pending | None = None
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -78,12 +79,14 @@ class StopSignals:
 
     def ask(self) -> None:
         """Before a step: begin to ask all ranks; collective."""
-        self._result = self._comm.max_later(self._flag)
+        self._asked = self._comm.start_all_reduce_max(
+            torch.tensor([self._flag], device=self._comm.device)
+        )
 
     def agreed(self) -> signal.Signals | None:
         """After it: the signal that some rank had got before the step; the same on all ranks."""
-        assert self._result is not None, "ask() first"
-        return ORDER[self._result()]
+        assert self._asked is not None, "ask() first"
+        return ORDER[int(self._asked.wait())]
 
 
 def end_with_parent(period_s: float = 1.0) -> None:
