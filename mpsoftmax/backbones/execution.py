@@ -49,6 +49,11 @@ def _frozen_running_statistics(block: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, num_batches
 
 
+def lowered(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """A context in which products on `device` are lowered to `dtype`; None: nothing is."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast is off on ``x``'s device: for the last, narrow layers."""
     if not torch.amp.is_autocast_available(x.device.type):

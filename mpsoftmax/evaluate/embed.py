@@ -1,14 +1,13 @@
 """Embeddings of an image set: by a model, this rank's share of them, or raw pixels."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpsoftmax.backbones.execution import evaluation_mode
+from mpsoftmax.backbones.execution import evaluation_mode, lowered
 from mpsoftmax.data.decode import decode
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Loader
@@ -80,9 +79,8 @@ def embed(
     largest = -(-len(images) // world)
     lows = [min(start + low, stop) for low in range(0, largest, batch_size)]
     batches = loader.stream((low, min(low + batch_size, stop)) for low in lows)
-    autocast = _autocast(torch.device(device).type, dtype)
     parts = []
-    with evaluation_mode(model), torch.no_grad(), autocast:
+    with evaluation_mode(model), torch.no_grad(), lowered(torch.device(device), dtype):
         for batch in batches:
             parts.append(_embed_batch(model, batch.images, batch_size, flip, device))
             if keep_pace is not None:
@@ -96,10 +94,6 @@ def embed(
                 f"gather must return [{len(images)}, {dim}], got {list(embeddings.shape)}"
             )
     return embeddings.cpu()
-
-
-def _autocast(device_type: str, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    return nullcontext() if dtype is None else torch.autocast(device_type, dtype)
 
 
 def _embed_batch(

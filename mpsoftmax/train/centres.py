@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from mpsoftmax.backbones.execution import evaluation_mode
+from mpsoftmax.backbones.execution import evaluation_mode, lowered
 from mpsoftmax.comm import Comm
 from mpsoftmax.config import Config
 from mpsoftmax.data.image_set import ImageSet
@@ -37,7 +37,7 @@ class DataPass:
         data = config.data
         self._comm, self._device, self._num_images = comm, device, len(images)
         self._size = data.image_size
-        self._lowered = autocast_dtype(config)
+        self._autocast = autocast_dtype(config)
         self._loader = Loader(
             images,
             None,
@@ -78,8 +78,7 @@ class DataPass:
         """Raw features float32 [b, D] of uint8 [b, 3, H, W]."""
         filled = images.new_zeros(PASS_BATCH, 3, *self._size)
         filled[: len(images)] = images
-        kind, dtype = self._device.type, self._lowered
-        with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
+        with lowered(self._device, self._autocast):
             features = net(to_float(filled.to(self._device)))
         return features[: len(images)].float()
 

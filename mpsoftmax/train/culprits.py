@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpsoftmax.backbones.execution import lowered
 from mpsoftmax.comm import Comm
 from mpsoftmax.data.loader import Batch
 
@@ -151,8 +152,8 @@ def overflowing(
     }
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     wanted = [p for p in parameters.values() if p.requires_grad]
-    lowered = torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None)
-    with torch.random.fork_rng(devices=_devices(images)), torch.enable_grad(), lowered:
+    devices = _devices(images)
+    with torch.random.fork_rng(devices), torch.enable_grad(), lowered(images.device, autocast):
         features = torch.func.functional_call(net, {**parameters, **buffers}, (images,))
 
     def overflows(low: int, high: int) -> bool:

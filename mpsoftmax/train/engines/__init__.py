@@ -19,6 +19,8 @@ def describe_engine(config: Config) -> Description:
         ValueError: an unknown engine or field, or one that contradicts the configuration.
     """
     described: Description = named_part("train.engine", config.train.engine, ENGINES)
+    if config.backbone.compile and not isinstance(described, DDP):
+        raise ValueError("backbone.compile: true; allowed with train.engine: ddp only")
     described.check(config)
     return described
 

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpsoftmax.backbones.execution import lowered
 from mpsoftmax.config import Config
 from mpsoftmax.train.engines.deepspeed_config import read_config, settle
 from mpsoftmax.train.engines.deepspeed_state import ZeroState
 from mpsoftmax.train.engines.named_state import set_rate
 from mpsoftmax.train.engines.optimizer import build_optimizer
-from mpsoftmax.train.engines.protocol import Engine, Surroundings
+from mpsoftmax.train.engines.protocol import Engine, Surroundings, whole_copy
 
 VERSION = "0.19."
 """Whose insides (clipping, optimiser state by parameter) this was written against."""
@@ -42,9 +43,7 @@ class DeepSpeed:
     config: str | dict[str, Any] | None = None
 
     def check(self, config: Config) -> None:
-        """Raise ValueError for what it cannot do, or contradicts."""
-        if config.backbone.compile:
-            raise ValueError("backbone.compile: true; allowed with train.engine: ddp only")
+        """Raise ValueError for what contradicts it."""
         settle(read_config(self.config), self.stage, config)
 
     def start(self, net: nn.Module, around: Surroundings) -> Engine:
@@ -99,8 +98,7 @@ class Lowered(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """As the net."""
-        dtype = self._dtype
-        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
+        with lowered(images.device, self._dtype):
             return self.net(images)
 
 
@@ -219,15 +217,7 @@ class DeepSpeedEngine:
         if self._empty is None:
             yield self.net
             return
-        whole = deepcopy(self._empty).to_empty(device=self._around.device)
-        parameters, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())
-        with torch.no_grad():
-            for name, value in self._state.parameters():
-                parameters[name].copy_(value)
-            for name, buffer in self.net.named_buffers():
-                buffers[name].copy_(buffer)
-        whole.train(self.net.training)
-        yield whole
+        yield whole_copy(self._empty, self.net, self._state.parameters(), self._around.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """See Engine."""

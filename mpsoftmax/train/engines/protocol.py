@@ -10,8 +10,9 @@ An engine owns the backbone and its optimiser; the head stays outside each. The 
     engine.step()                           or engine.drop_gradient() where the step is skipped
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,3 +108,24 @@ class Engine(Protocol):
     def close(self) -> None:
         """The run is over: let go of what outlives the engine."""
         ...
+
+
+def whole_copy(
+    empty: nn.Module, net: nn.Module, parameters: Iterable[tuple[str, Tensor]], device: torch.device
+) -> nn.Module:
+    """The net with all its weights as a plain module, where an engine holds parts of them.
+
+    Args:
+        empty: A copy on the meta device, made before the net was cut.
+        net: The net as the engine holds it; its buffers are whole.
+        parameters: Every parameter by name, whole.
+        device: Where the copy goes.
+    """
+    whole = deepcopy(empty).to_empty(device=device)
+    own, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())
+    with torch.no_grad():
+        for name, value in parameters:
+            own[name].copy_(value)
+        for name, buffer in net.named_buffers():
+            buffers[name].copy_(buffer)
+    return whole.train(net.training)
