@@ -31,7 +31,14 @@ FORMATS = (1, FORMAT)
 PREFIX = "step-"
 LEAST = {"step": 0, "samples": 0, "world": 1, "num_classes": 1}
 """Counts in state.json."""
-OTHERS = {"config": dict, "data": dict | None, "linking": list | None, "unevaluated": bool | None}
+OTHERS = {
+    "config": dict,
+    "data": dict | None,
+    "linking": list | None,
+    "unevaluated": bool | None,
+    "skipped": dict | None,
+    "loss_scale": dict | None,
+}
 """What else it holds; those that may be null need not be there."""
 
 
@@ -61,20 +68,15 @@ class Checkpoints:
         link = self.folder / "latest"
         if link.is_symlink() and (link / METADATA_FILE).exists():
             return link.resolve()
-        complete = [path.name for _, path in self._saved() if (path / METADATA_FILE).exists()]
+        complete = [
+            path.name for _, path in saved_in(self.folder) if (path / METADATA_FILE).exists()
+        ]
         if complete:
             raise ValueError(
                 f"checkpoints: {self.folder} holds {', '.join(complete)}, but 'latest' is missing or names "
                 f"none of them; allowed: a symbolic link to one (ln -s {complete[-1]} {link})"
             )
         return None
-
-    def _saved(self) -> list[tuple[int, Path]]:
-        """(step, directory) of every saved checkpoint, oldest first."""
-        numbers = (
-            (path.name.removeprefix(PREFIX), path) for path in self.folder.glob(f"{PREFIX}*")
-        )
-        return sorted((int(number), path) for number, path in numbers if number.isdigit())
 
     def last_good(self, newest: Path) -> Path:
         """`newest`, or where it is damaged the newest undamaged one before it; collective.
@@ -84,7 +86,7 @@ class Checkpoints:
         Raises:
             ValueError: all of them are damaged; says how.
         """
-        names = [path.name for _, path in reversed(self._saved())]
+        names = [path.name for _, path in reversed(saved_in(self.folder))]
         names = self.comm.share(names)[0]
         if newest.name in names:
             names = names[names.index(newest.name) + 1 :]
@@ -162,11 +164,17 @@ class Checkpoints:
 
     def _prune(self, step: int) -> None:
         """Drop the oldest, unfinished ones, and those of a future that a resumed run has left behind."""
-        saved = self._saved()
+        saved = saved_in(self.folder)
         stale = [path for number, path in saved if number > step]
         stale += [path for number, path in saved if number <= step][: -self.keep]
         for path in [*stale, *self.folder.glob(f"{PREFIX}*.partial")]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def saved_in(folder: Path) -> list[tuple[int, Path]]:
+    """(step, directory) of every saved checkpoint below RUN/checkpoints, oldest first."""
+    numbers = ((path.name.removeprefix(PREFIX), path) for path in folder.glob(f"{PREFIX}*"))
+    return sorted((int(number), path) for number, path in numbers if number.isdigit())
 
 
 def make_empty(folder: Path) -> None:
@@ -191,15 +199,17 @@ def told(error: CheckpointException) -> str:
 def damage_together(path: Path, comm: Comm) -> list[str]:
     """What is wrong with a checkpoint, one line each, the same on all ranks; collective.
 
-    Each rank reads a share of the files. One of format 1, which has no sums, is taken as it is.
+    Each rank reads a share of the files.
     """
-    own = damage(path, comm.rank, comm.world) if (path / SUMS_FILE).exists() else unsummed(path)
+    own = damage_of(path, comm.rank, comm.world)
     lines = [line for part in comm.share(own) for line in part]
     return list(dict.fromkeys(lines))
 
 
-def unsummed(path: Path) -> list[str]:
-    """What is wrong with a checkpoint without sums: nothing, if it is so old that it has none."""
+def damage_of(path: Path, rank: int = 0, world: int = 1) -> list[str]:
+    """What is wrong with a rank's share of the files of a checkpoint; format 1, without sums, is taken as it is."""
+    if (path / SUMS_FILE).exists():
+        return damage(path, rank, world)
     try:
         return [] if read_state(path)["format"] == 1 else [f"{SUMS_FILE} is missing"]
     except ValueError as error:

@@ -68,7 +68,7 @@ class LossScale:
         """For the checkpoint: JSON."""
         return {"value": self.value, "good": self._good} if self.moves else None
 
-    def load_state(self, state: object) -> None:
+    def load_state(self, state: dict[str, Any] | None) -> None:
         """What `state` gave; a run in another precision had none.
 
         Raises:
@@ -76,8 +76,7 @@ class LossScale:
         """
         if state is None or not self.moves:
             return
-        given = state if isinstance(state, dict) else {}
-        value, good = given.get("value"), given.get("good")
+        value, good = state.get("value"), state.get("good")
         if not isinstance(value, int | float) or type(good) is not int:
             raise ValueError("checkpoint: state.json: loss_scale is damaged")
         if not 0 < value < float("inf") or good < 0:

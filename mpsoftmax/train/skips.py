@@ -1,5 +1,7 @@
 """Counting skipped steps: how many, how many in a row, and when to stop."""
 
+from typing import Any
+
 from torch import Tensor
 
 from mpsoftmax.comm import AgreedError
@@ -41,7 +43,7 @@ class Skips:
         """For the checkpoint: JSON."""
         return {"total": self.total, "in_a_row": self._in_a_row}
 
-    def load_state(self, state: object) -> None:
+    def load_state(self, state: dict[str, Any] | None) -> None:
         """What `state` gave; older checkpoints have none.
 
         Raises:
@@ -49,8 +51,7 @@ class Skips:
         """
         if state is None:
             return
-        given = state if isinstance(state, dict) else {}
-        total, in_a_row = given.get("total"), given.get("in_a_row")
+        total, in_a_row = state.get("total"), state.get("in_a_row")
         if type(total) is not int or type(in_a_row) is not int or min(total, in_a_row) < 0:
             raise ValueError("checkpoint: state.json: skipped is damaged")
         self.total, self._in_a_row = total, in_a_row

@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-from mpsoftmax.train.checkpoint import PREFIX, read_state, stored_tensors, unsummed
-from mpsoftmax.train.sums import SUMS_FILE, damage
+from mpsoftmax.train.checkpoint import damage_of, read_state, saved_in, stored_tensors
+from mpsoftmax.train.sums import SUMS_FILE
 
 
 def checkpoints_in(path: Path) -> list[Path]:
     """The checkpoint directories meant by a run folder or by one of them, oldest first; else none."""
     if (path / "state.json").is_file() or (path / SUMS_FILE).is_file():
         return [path]
-    found = (path / "checkpoints").glob(f"{PREFIX}*")
-    whole = [one for one in found if one.name.removeprefix(PREFIX).isdigit()]
-    return sorted(whole, key=lambda one: int(one.name.removeprefix(PREFIX)))
+    return [one for _, one in saved_in(path / "checkpoints")]
 
 
 def report(paths: list[Path]) -> tuple[str, bool]:
@@ -28,7 +26,7 @@ def report(paths: list[Path]) -> tuple[str, bool]:
 
 def problems(path: Path) -> list[str]:
     """What is wrong with a checkpoint: its sums, its state, its index."""
-    found = damage(path) if (path / SUMS_FILE).exists() else unsummed(path)
+    found = damage_of(path)
     for read in (read_state, stored_tensors):
         try:
             read(path)
