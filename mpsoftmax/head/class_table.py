@@ -6,7 +6,7 @@ others stay `frozen`, or are caught up `lazy` when they are next needed, exactly
 them with a zero gradient.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,13 +254,7 @@ class ClassTable:
         num_rows = self.num_rows if index is None else index.numel()
         window, step = self._window(index)
         squares = norms.to(self.work_dtype).square()[:, None]
-        size = block_size(self.dim, self.work_dtype, self.device)
-        scratch = torch.empty(
-            min(size, num_rows), self.dim, dtype=self.work_dtype, device=self.device
-        )
-        for first in range(0, num_rows, size):
-            last = min(first + size, num_rows)
-            tile = gradient(first, last, scratch[: last - first])
+        for first, last, tile in self._tiles(num_rows, gradient):
             for low in range(first, last, MOVE_ROWS):
                 high = min(low + MOVE_ROWS, last)
                 part = tile[low - first : high - first]
@@ -269,6 +263,19 @@ class ClassTable:
                 self.rule.update(rows, states, part, hyper, step[low:high])
                 window.put(low, high, [rows, *states])
         window.close(step)
+        self._end_update(hyper)
+
+    def _tiles(self, num_rows: int, gradient: GradientTile) -> Iterator[tuple[int, int, Tensor]]:
+        """(first row, one past the last, gradient [n, D]) tile by tile, all in the same memory."""
+        size = block_size(self.dim, self.work_dtype, self.device)
+        scratch = torch.empty(
+            min(size, num_rows), self.dim, dtype=self.work_dtype, device=self.device
+        )
+        for first in range(0, num_rows, size):
+            last = min(first + size, num_rows)
+            yield first, last, gradient(first, last, scratch[: last - first])
+
+    def _end_update(self, hyper: Hyper) -> None:
         self.end_step()
         if self.lazy:
             self._log(hyper)
@@ -293,9 +300,7 @@ class ClassTable:
         step = self._next_step(self.row_step[where])
         move(self.weight, self.dense.states, hyper, step)
         self.row_step[where] = step
-        self.end_step()
-        if self.lazy:
-            self._log(hyper)
+        self._end_update(hyper)
 
     def gradient_square(
         self, index: Tensor | None, gradient: GradientTile, norms: Tensor
@@ -309,14 +314,8 @@ class ClassTable:
         """
         num_rows = self.num_rows if index is None else index.numel()
         squares = norms.to(self.work_dtype).square()[:, None]
-        size = block_size(self.dim, self.work_dtype, self.device)
-        scratch = torch.empty(
-            min(size, num_rows), self.dim, dtype=self.work_dtype, device=self.device
-        )
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for first in range(0, num_rows, size):
-            last = min(first + size, num_rows)
-            tile = gradient(first, last, scratch[: last - first])
+        for first, last, tile in self._tiles(num_rows, gradient):
             where = slice(first, last) if index is None else index[first:last]
             project(tile, self.current_rows(where).to(self.work_dtype), squares[first:last])
             total += torch.linalg.vector_norm(tile, dtype=torch.float64).square()

@@ -5,7 +5,7 @@ rows of its own, and the tiles run over the union of them and of the samples' ow
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class Contribution:
     """[n]: dL/dt: multiplies the target row's feature."""
     swept_own: bool
     """Whether the samples' own rows are among those swept."""
+
+    def scaled(self, factor: Tensor | float) -> "Contribution":
+        """As a factor on the loss would have left it."""
+        return replace(self, negatives=self.negatives * factor, target=self.target * factor)
 
 
 class TileSource:

@@ -14,7 +14,6 @@ One step (docs/architecture.md), with B valid samples of all ranks:
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -328,9 +327,7 @@ class ModelParallelSoftmax(nn.Module):
         with no_autocast(part.unit), self.phases("sweep"):
             gradient = feature_gradient(recorded, self._exchange, self.phases)
         self._running.hold(recorded.target_cosine, recorded.batch.norm)
-        self._contributions.append(
-            replace(part, negatives=part.negatives * factor, target=part.target * factor)
-        )
+        self._contributions.append(part.scaled(factor))
         return gradient * (factor * self.comm.world)
 
     # -- update --------------------------------------------------------------------------------
@@ -395,10 +392,7 @@ class ModelParallelSoftmax(nn.Module):
 
     def scale_gradient(self, factor: Tensor | float) -> None:
         """Multiply what the backward calls since the last step left, as a factor on their loss would have."""
-        self._contributions = [
-            replace(part, negatives=part.negatives * factor, target=part.target * factor)
-            for part in self._contributions
-        ]
+        self._contributions = [part.scaled(factor) for part in self._contributions]
 
     def _move_centres(self, rule: ClassCentres) -> None:
         parts, table = self._contributions, self._table
