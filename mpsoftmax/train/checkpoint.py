@@ -207,7 +207,7 @@ def damage_together(path: Path, comm: Comm) -> list[str]:
 
 
 def damage_of(path: Path, rank: int = 0, world: int = 1) -> list[str]:
-    """What is wrong with a rank's share of the files of a checkpoint; format 1, without sums, is taken as it is."""
+    """What is wrong with a rank's share of a checkpoint's files; format 1, without sums, is as it is."""
     if (path / SUMS_FILE).exists():
         return damage(path, rank, world)
     try:
