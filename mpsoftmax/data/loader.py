@@ -24,7 +24,7 @@ from mpsoftmax.data.order import Order
 from mpsoftmax.data.transforms import Transform
 from mpsoftmax.data.worker_signals import outlive, start_servers
 
-_BATCHES_AHEAD = 4  # batches each worker prepares ahead
+BATCHES_AHEAD = 4  # batches each worker prepares ahead
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Loader:
             batch_size=None,  # a request is a batch already
             sampler=_Requests(requests),
             num_workers=self._workers,
-            prefetch_factor=_BATCHES_AHEAD,
+            prefetch_factor=BATCHES_AHEAD,
             multiprocessing_context=_clean_processes(),
             worker_init_fn=outlive,
             generator=torch.Generator(),  # else each stream would advance the global generator

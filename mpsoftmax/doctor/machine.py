@@ -9,13 +9,13 @@ import torch
 
 from mpsoftmax.comm import Comm
 from mpsoftmax.config import Config
+from mpsoftmax.data.loader import BATCHES_AHEAD
 from mpsoftmax.data.order import share
 from mpsoftmax.doctor.finding import Finding
 
 SECTION = "machine"
 GIGA = 1e9
 LEAST_FILES = 4096
-BATCHES_AHEAD = 4  # that each worker prepares
 SHARED, CGROUP = Path("/dev/shm"), Path("/sys/fs/cgroup/memory.max")
 SHOWN = ("OMP_", "MKL_", "NCCL_", "GLOO_", "CUDA_", "TORCH_", "PYTORCH_")
 

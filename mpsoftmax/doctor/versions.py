@@ -74,14 +74,15 @@ def optional(name: str, wanted: str) -> Finding:
 def wanted_by(name: str, config: Config) -> str:
     """The setting that needs an optional package; empty where none does."""
     door = config.backbone.name.partition(":")[0]
+    engine = config.train.engine
+    engine = engine if isinstance(engine, str) else engine.get("kind")
     needs = {
         "triton": config.head.kernel == "triton" and "head.kernel: triton",
         "timm": door == "timm" and f"backbone.name: {config.backbone.name}",
         "transformers": door == "transformers" and f"backbone.name: {config.backbone.name}",
         "tensorboardX": config.track.tensorboard and "track.tensorboard: true",
         "simplejpeg": config.data.decoder == "simplejpeg" and "data.decoder: simplejpeg",
-        "deepspeed": getattr(config.train, "engine", "ddp") == "deepspeed"
-        and "train.engine: deepspeed",
+        "deepspeed": engine == "deepspeed" and "train.engine: deepspeed",
     }
     return needs[name] or ""
 

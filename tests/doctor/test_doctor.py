@@ -116,6 +116,7 @@ def test_what_the_configuration_needs_is_looked_for(tmp_path, monkeypatch):
     wanted = config(
         f"data.train={tmp_path / 'faces.tar'}", "data.decoder=opencv", "track.wandb=online",
         "track.tensorboard=true", "backbone={name: 'timm:resnet50', embedding_dim: 16}",
+        "train.engine={kind: deepspeed, stage: 2}",
     )  # fmt: skip
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
@@ -126,6 +127,7 @@ def test_what_the_configuration_needs_is_looked_for(tmp_path, monkeypatch):
     assert looks["track.wandb"] == "set WANDB_API_KEY, or track.wandb: offline"
     assert looks["timm"] == "pip install timm, for backbone.name: timm:resnet50"
     assert looks["tensorboardX"] == "pip install tensorboardX, for track.tensorboard: true"
+    assert looks["deepspeed"] == "pip install deepspeed, for train.engine: deepspeed"
     assert looks["torch"] == "pip install 'torch>=2.6'"
     assert "simplejpeg" not in looks
     assert found["decoder pillow"].value == "decodes JPEG"
