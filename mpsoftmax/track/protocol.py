@@ -93,3 +93,16 @@ class Callback:
 
     def on_end(self, ending: Ending) -> None:
         """The last call."""
+
+
+def numbers_of(line: Line) -> dict[str, float]:
+    """The numbers of a line of metrics by the names they have in W&B and TensorBoard."""
+    prefix = f"{line['kind']}/{line['set']}" if "set" in line else line["kind"]
+    values = {f"{prefix}/{key}": value for key, value in line.items() if key != "timing"}
+    for key, value in line.get("timing", {}).items():
+        inner = value.items() if isinstance(value, dict) else [(None, value)]
+        values |= {
+            f"timing/{key}" if name is None else f"timing/{key}/{name}": v for name, v in inner
+        }
+    del values[f"{prefix}/step"]
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}

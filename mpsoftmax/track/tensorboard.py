@@ -6,9 +6,8 @@ import numpy as np
 
 from mpsoftmax.config import to_tree
 from mpsoftmax.evaluate.curves import Curves
-from mpsoftmax.track.protocol import Callback, Ending, Evaluation, Line, RunStart
+from mpsoftmax.track.protocol import Callback, Ending, Evaluation, Line, RunStart, numbers_of
 from mpsoftmax.track.redaction import redacted
-from mpsoftmax.track.wandb_run import numbers_of
 
 
 class TensorBoard(Callback):

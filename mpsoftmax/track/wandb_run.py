@@ -19,6 +19,7 @@ from mpsoftmax.track.protocol import (
     Line,
     RunStart,
     SavedCheckpoint,
+    numbers_of,
 )
 from mpsoftmax.track.redaction import redacted
 from mpsoftmax.track.wandb_artifacts import checkpoint_artifact
@@ -138,19 +139,6 @@ def run_id(folder: Path) -> str:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(uuid.uuid4().hex[:8])
     return file.read_text().strip()
-
-
-def numbers_of(line: Line) -> dict[str, float]:
-    """The numbers of a line of metrics by the names they have in W&B and TensorBoard."""
-    prefix = f"{line['kind']}/{line['set']}" if "set" in line else line["kind"]
-    values = {f"{prefix}/{key}": value for key, value in line.items() if key != "timing"}
-    for key, value in line.get("timing", {}).items():
-        inner = value.items() if isinstance(value, dict) else [(None, value)]
-        values |= {
-            f"timing/{key}" if name is None else f"timing/{key}/{name}": v for name, v in inner
-        }
-    del values[f"{prefix}/step"]
-    return {key: value for key, value in values.items() if isinstance(value, int | float)}
 
 
 def has_credentials() -> bool:

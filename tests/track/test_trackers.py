@@ -12,8 +12,9 @@ from mpsoftmax.track.best import Best
 from mpsoftmax.track.callbacks import load_callbacks
 from mpsoftmax.track.display import describe_training, duration
 from mpsoftmax.track.log import Log
+from mpsoftmax.track.protocol import numbers_of
 from mpsoftmax.track.redaction import redacted, redacted_text
-from mpsoftmax.track.wandb_run import WeightsAndBiases, numbers_of
+from mpsoftmax.track.wandb_run import WeightsAndBiases
 
 
 def evaluation(step, **figures):
