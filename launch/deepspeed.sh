@@ -10,18 +10,10 @@
 #
 # DeepSpeed's launcher does not start a job again after a failure: launch/torchrun.sh does.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [ $# -eq 0 ] || [ "$1" = --help ] || [ "$1" = -h ]; then
-    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
-    exit 2
-fi
-python=${PYTHON:-}
-if [ -z "$python" ]; then
-    python=python3
-    if [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; fi
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/job.sh"
+explain "${BASH_SOURCE[0]}" "$@"
+python=$(chosen_python)
 master=${MASTER:-127.0.0.1:29500}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$python" -m deepspeed.launcher.runner --hostfile "${HOSTFILE:-$root/launch/hostfile}" --no_ssh \
+exec "$python" -m deepspeed.launcher.runner --hostfile "${HOSTFILE:-$(dirname "${BASH_SOURCE[0]}")/hostfile}" --no_ssh \
     --node_rank "${NODE_RANK:-0}" --master_addr "${master%:*}" --master_port "${master##*:}" \
     --module mpsoftmax train "$@"

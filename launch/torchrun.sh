@@ -15,17 +15,9 @@
 #
 # Ends with 0, 143 (asked to stop by SIGTERM or SIGUSR1, saved, start again), 130 (SIGINT), or the status of what failed.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [ $# -eq 0 ] || [ "$1" = --help ] || [ "$1" = -h ]; then
-    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
-    exit 2
-fi
-
-python=${PYTHON:-}
-if [ -z "$python" ]; then
-    python=python3
-    if [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; fi
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/job.sh"
+explain "${BASH_SOURCE[0]}" "$@"
+python=$(chosen_python)
 NPROC=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 NNODES=${NNODES:-1}
 if [ "$NNODES" = 1 ] && [ -z "${RDZV:-}" ]; then
@@ -37,7 +29,5 @@ else
     meet=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$RDZV" --rdzv-id "${JOB:-mpsoftmax}")
     if [ -n "${RDZV_CONF:-}" ]; then meet+=(--rdzv-conf "$RDZV_CONF"); fi
 fi
-# One thread a rank unless told: ranks share the cores, and what is heavy runs on GPUs or in loader processes.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec "$python" -m mpsoftmax.launcher "${meet[@]}" --nproc-per-node "$NPROC" \
     --max-restarts "${MAX_RESTARTS:-3}" --shutdown-timeout "${GRACE_S:-170}" -m mpsoftmax train "$@"

@@ -29,14 +29,15 @@ def on_this_machine(num_ranks: int, arguments: Sequence[str]) -> list[str]:
 def environment_of(num_ranks: int) -> dict[str, str]:
     """This process's environment for that command; what the user has set stays."""
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
-    # DDP's advice to drop the flag that keeps resumed runs bit-identical (comm.py), once a rank.
-    return {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
+    return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
 
 def main(arguments: list[str]) -> int:
     """Run torchrun with these arguments; its status."""
     # torch 2.13 keeps one store for all restarts otherwise, and new workers read dead addresses in it.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # DDP's advice to drop the flag that keeps resumed runs bit-identical (comm.py), once a rank.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser
