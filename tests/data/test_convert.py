@@ -7,29 +7,11 @@ import tarfile
 
 import numpy as np
 import pytest
+from given_images import GivenImages
 from PIL import Image
 
 from mpsoftmax.data.convert import convert
 from mpsoftmax.data.open import open_images
-
-
-class Images:
-    """A set made of what it is given."""
-
-    def __init__(self, images, labels, class_names):
-        self.images, self.class_names = images, class_names
-        self.labels = np.array(labels, dtype=np.int64)
-
-    def __len__(self):
-        return len(self.images)
-
-    def image(self, index):
-        if isinstance(self.images[index], Exception):
-            raise self.images[index]
-        return self.images[index]
-
-    def name(self, index):
-        return f"sample {index}"
 
 
 def contents(images):
@@ -90,7 +72,7 @@ def test_file_names_are_kept_between_folder_and_tar(tmp_path, folder):
 
 def test_files_without_names_are_numbered_with_the_suffix_of_their_bytes(tmp_path):
     starts = [b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF", b"II*\0", b"P6", b"?"]
-    images = Images([*starts, b"\xff\xd8\xff"], [0] * 7 + [1], ["x", "y"])
+    images = GivenImages([*starts, b"\xff\xd8\xff"], [0] * 7 + [1], ["x", "y"])
     convert(images, tmp_path / "out")
     names = sorted(
         p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")
@@ -103,13 +85,13 @@ def test_files_without_names_are_numbered_with_the_suffix_of_their_bytes(tmp_pat
 def test_arrays_are_stored_without_loss(tmp_path, name):
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, (5, 4 + i, 3), dtype=np.uint8) for i in range(3)]
-    convert(Images(arrays, [0, 0, 1], ["p", "q"]), tmp_path / name)
+    convert(GivenImages(arrays, [0, 0, 1], ["p", "q"]), tmp_path / name)
     images = open_images(tmp_path / name)
     for index, array in enumerate(arrays):
         stored = np.asarray(Image.open(io.BytesIO(images.image(index))))
         np.testing.assert_array_equal(stored, array)
     with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\]"):
-        convert(Images([arrays[0][..., 0]], [0], ["p"]), tmp_path / f"bad-{name}")
+        convert(GivenImages([arrays[0][..., 0]], [0], ["p"]), tmp_path / f"bad-{name}")
 
 
 @pytest.mark.parametrize(
@@ -129,14 +111,14 @@ def test_nothing_is_overwritten(tmp_path, target, existing):
     place = tmp_path / existing
     place.mkdir() if existing.endswith("/") else place.write_bytes(b"precious")
     with pytest.raises(ValueError, match="exists already"):
-        convert(Images([b"a"], [0], ["p"]), tmp_path / target)
+        convert(GivenImages([b"a"], [0], ["p"]), tmp_path / target)
     assert [p.name for p in tmp_path.iterdir()] == [place.name]
     assert place.is_dir() or place.read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("name", ["out", "out.tar", "train.rec", "out.arrow"])
 def test_a_failure_leaves_nothing(tmp_path, name):
-    images = Images([b"a", b"b", OSError("disk gone")], [0, 0, 1], ["p", "q"])
+    images = GivenImages([b"a", b"b", OSError("disk gone")], [0, 0, 1], ["p", "q"])
     with pytest.raises(OSError, match="disk gone"):
         convert(images, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
@@ -144,7 +126,7 @@ def test_a_failure_leaves_nothing(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["out", "out.tar", "train.rec", "out.arrow"])
 def test_a_killed_conversion_shows_no_target(tmp_path, name):
-    images = Images([b"a", b"b", b"c"], [0, 0, 1], ["p", "q"])
+    images = GivenImages([b"a", b"b", b"c"], [0, 0, 1], ["p", "q"])
 
     def die(done, total):
         if done == 2:
@@ -162,8 +144,8 @@ def test_a_killed_conversion_shows_no_target(tmp_path, name):
 
 
 def test_styles_of_rec(tmp_path):
-    grouped = Images([b"a", b"b", b"c"], [1, 1, 0], ["p", "q"])
-    mixed = Images([b"a", b"b", b"c"], [1, 0, 1], ["p", "q"])
+    grouped = GivenImages([b"a", b"b", b"c"], [1, 1, 0], ["p", "q"])
+    mixed = GivenImages([b"a", b"b", b"c"], [1, 0, 1], ["p", "q"])
     assert convert(grouped, tmp_path / "g.rec").format == "rec (insightface)"
     assert convert(mixed, tmp_path / "m.rec").format == "rec (im2rec)"
     assert convert(mixed, tmp_path / "r.rec", regroup=True).format == "rec (insightface)"
@@ -177,7 +159,7 @@ def test_styles_of_rec(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.rec", "a.arrow"])
 def test_ignored_samples_and_empty_classes_are_carried(tmp_path, name):
-    images = Images([b"a", b"b", b"c"], [-1, 1, -1], ["none", "p", "also none"])
+    images = GivenImages([b"a", b"b", b"c"], [-1, 1, -1], ["none", "p", "also none"])
     convert(images, tmp_path / name)
     assert contents(open_images(tmp_path / name)) == contents(images)
 
@@ -202,26 +184,26 @@ def test_ignored_samples_and_empty_classes_are_carried(tmp_path, name):
 @pytest.mark.parametrize("target", ["out", "out.tar"])
 def test_what_a_tree_cannot_carry_is_refused(tmp_path, target, labels, names, message):
     with pytest.raises(ValueError, match=message):
-        convert(Images([b"a", b"b", b"c"], labels, names), tmp_path / target)
+        convert(GivenImages([b"a", b"b", b"c"], labels, names), tmp_path / target)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_numbered_classes_carry_any_names(tmp_path):
     names = [f"U+{9 - i}" for i in range(11)]
-    images = Images([bytes([i]) for i in range(11)], range(11), names)
+    images = GivenImages([bytes([i]) for i in range(11)], range(11), names)
     convert(images, tmp_path / "out", number_classes=True)
     found = contents(open_images(tmp_path / "out"))
     assert found == ([f"{i:02d}" for i in range(11)], list(range(11)), images.images)
 
 
 def test_targets(tmp_path):
-    images = Images([b"a"], [0], ["p"])
+    images = GivenImages([b"a"], [0], ["p"])
     with pytest.raises(ValueError, match=r"expected \*\.tar, \*\.rec, \*\.arrow, or a folder"):
         convert(images, tmp_path / "faces.zip")
     assert convert(images, f"{tmp_path}/faces.v2/").format == "folder"
     assert contents(open_images(tmp_path / "faces.v2"))[2] == [b"a"]
     with pytest.raises(ValueError, match="label 3 of sample 0"):
-        convert(Images([b"a"], [3], ["p"]), tmp_path / "a.arrow")
+        convert(GivenImages([b"a"], [3], ["p"]), tmp_path / "a.arrow")
 
 
 def test_part_of_a_tar(tmp_path, folder):

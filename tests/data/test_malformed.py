@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 import pyarrow as pa
 import pytest
+from given_images import GivenImages
 
 from mpsoftmax.data.arrow_output import write_arrow
 from mpsoftmax.data.convert import convert
@@ -17,19 +18,8 @@ from mpsoftmax.data.pairs import read_bin
 MAGIC = b"\x0a\x23\xd7\xce"
 
 
-class Images:
-    class_names = ("p", "q", "r")
-    labels = np.array([0, 0, 1, 2], dtype=np.int64)
-    images = (b"first", MAGIC + b"x" * 60, b"third image" * 3, b"z" * 33)
-
-    def __len__(self):
-        return 4
-
-    def image(self, index):
-        return self.images[index]
-
-    def name(self, index):
-        return f"sample {index}"
+IMAGES = (b"first", MAGIC + b"x" * 60, b"third image" * 3, b"z" * 33)
+SET = GivenImages(IMAGES, [0, 0, 1, 2], ("p", "q", "r"))
 
 
 def read_all(path):
@@ -64,7 +54,7 @@ def flips(data):
 
 @pytest.fixture(params=["insightface", "im2rec"])
 def rec(request, tmp_path):
-    convert(Images(), tmp_path / "a.rec", style=request.param)
+    convert(SET, tmp_path / "a.rec", style=request.param)
     return tmp_path / "a.rec"
 
 
@@ -153,7 +143,7 @@ def test_idx_truncated_and_changed(rec):
         line = data[data.rfind(b"\n", 0, position) + 1 :]
         in_key = position - (len(data) - len(line)) < line.index(b"\t")
         # A key may become another valid one: the images stay the same.
-        assert is_refused(rec) or (in_key and read_all(rec) == list(Images.images)), changed
+        assert is_refused(rec) or (in_key and read_all(rec) == list(IMAGES)), changed
 
 
 @pytest.mark.parametrize(
@@ -302,7 +292,7 @@ def test_tar_other_content(tmp_path):
     path.write_bytes(np.random.default_rng(0).bytes(5000))
     with pytest.raises(ValueError, match=r"a\.tar: tar header at offset 0"):
         read_all(path)
-    convert(Images(), tmp_path / "b.tar")
+    convert(SET, tmp_path / "b.tar")
     path.write_bytes((tmp_path / "b.tar").read_bytes() * 2)
     with pytest.raises(ValueError, match="joined archives"):
         read_all(path)
@@ -311,7 +301,7 @@ def test_tar_other_content(tmp_path):
 @pytest.fixture
 def arrow(tmp_path, monkeypatch):
     monkeypatch.setattr("mpsoftmax.data.arrow_output.BATCH_ROWS", 3)
-    write_arrow(tmp_path / "a.arrow", Images())
+    write_arrow(tmp_path / "a.arrow", SET)
     return tmp_path / "a.arrow"
 
 

@@ -13,9 +13,9 @@ import shutil
 import tarfile
 import time
 
-import numpy as np
 import pytest
 import yaml
+from given_images import GivenImages
 from mutations import hostile_pickles, mutated
 from small_runs import settings, summed, train
 
@@ -31,19 +31,7 @@ SLOWEST_S = 20.0
 PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 40
 
 
-class Images:
-    class_names = ("p", "q", "r")
-    labels = np.array([0, 0, 1, 2], dtype=np.int64)
-    images = (PNG, PNG + b"1", PNG * 2, PNG * 3)
-
-    def __len__(self):
-        return 4
-
-    def image(self, index):
-        return self.images[index]
-
-    def name(self, index):
-        return f"sample {index}"
+SET = GivenImages((PNG, PNG + b"1", PNG * 2, PNG * 3), [0, 0, 1, 2], ("p", "q", "r"))
 
 
 def read_images(path):
@@ -83,20 +71,20 @@ def survives(read, path, harmed, magic, protected_of=lambda seed: seed % 4 != 0)
 
 def test_rec_and_its_index(tmp_path):
     path = tmp_path / "a.rec"
-    convert(Images(), path)
+    convert(SET, path)
     assert survives(read_images, path, path, magic=4) > NUM / 3
     assert survives(read_images, path, path.with_suffix(".idx"), magic=0) > NUM / 2
 
 
 def test_arrow(tmp_path):
     path = tmp_path / "a.arrow"
-    write_arrow(path, Images())
+    write_arrow(path, SET)
     assert survives(read_images, path, path, magic=6) > NUM / 5
 
 
 def test_tar(tmp_path):
     path = tmp_path / "a.tar"
-    convert(Images(), path)
+    convert(SET, path)
     # "ustar" stands at 257 of the first header, which is its magic.
     assert survives(read_images, path, path, magic=263) > 0
 

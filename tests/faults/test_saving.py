@@ -39,6 +39,15 @@ def test_both_ways_save_the_same(ranks, tmp_path, overrides):
         assert_equal_states(tmp_path / "beside", tmp_path / "waiting")
 
 
+def problem_of(trainer):
+    """What stops a training; None where it reaches its end."""
+    try:
+        trainer.run()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def with_slow_writes(folder):
     """Steps at which saves began and ended, and what was said: each write takes as long as some steps."""
     import time
@@ -59,13 +68,9 @@ def with_slow_writes(folder):
 
     module.Checkpoints._write_tensors = slow
     try:
-        trainer.run()
-        problem = None
-    except ValueError as error:
-        problem = str(error)
+        return began, said, problem_of(trainer)
     finally:
         module.Checkpoints._write_tensors = write
-    return began, said, problem
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(ranks, tmp_path):
@@ -91,13 +96,9 @@ def failing(folder, steps):
 
     dcp.FileSystemWriter.write_data = broken
     try:
-        trainer.run()
-        problem = None
-    except ValueError as error:
-        problem = str(error)
+        return said, problem_of(trainer)
     finally:
         dcp.FileSystemWriter.write_data = write
-    return said, problem
 
 
 def test_a_save_is_given_up_and_training_goes_on(ranks, tmp_path):
