@@ -9,14 +9,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from mpsoftmax.head.phases import Phases
 
-ROWS = 40
-
 
 class Profiler:
     """Records the steps `span` of this rank into FOLDER/rank-R.json.gz and rank-R.txt.
 
-    The trace opens in Perfetto or chrome://tracing; the text lists the operations that took longest. The
-    phases of the step appear as ranges named mpsoftmax.PHASE.
+    The trace opens in Perfetto or chrome://tracing; the text lists all operations, those that took longest
+    first. The phases of the step appear as ranges named mpsoftmax.PHASE.
 
     Args:
         span: First and last step to record; None: nothing.
@@ -70,5 +68,5 @@ class Profiler:
             shutil.copyfileobj(plain, packed)
         trace.unlink()
         order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
-        table = running.key_averages().table(sort_by=order, row_limit=ROWS)
+        table = running.key_averages().table(sort_by=order, row_limit=-1)
         trace.with_suffix(".txt").write_text(table + "\n")
