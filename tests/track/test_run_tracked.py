@@ -17,10 +17,10 @@ from wandb_files import segments
 
 from mpsoftmax.comm import Comm
 from mpsoftmax.config import to_tree
+from mpsoftmax.judge.judge import judge
 from mpsoftmax.track.protocol import SavedCheckpoint, numbers_of
 from mpsoftmax.track.wandb_artifacts import checkpoint_artifact
 from mpsoftmax.track.wandb_run import staged_in
-from mpsoftmax.train.judge import judge
 from mpsoftmax.train.state import read_backbone
 
 SECRET = "hf_moreThanEightCharacters"

@@ -1,9 +1,12 @@
-"""Arguments of `mpsoftmax doctor`. Imports nothing heavy: the command line is built before torch is."""
+"""`mpsoftmax doctor`."""
 
 import argparse
 
+from mpsoftmax.cli.arguments import Commands, add_config, add_json, add_nproc
+from mpsoftmax.cli.ranks import without_nproc
 
-def add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+
+def add(commands: Commands) -> argparse.ArgumentParser:
     """`doctor [CONFIG]` and its options."""
     doctor = commands.add_parser(
         "doctor",
@@ -12,16 +15,18 @@ def add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "an issue, without secrets and host names. Exit status 0 if all is ok, 1 if a line needs a look.",
         epilog="example: mpsoftmax doctor configs/faces_small.yaml --nproc 2 --json doctor.json",
     )
-    doctor.add_argument("config", nargs="?", help="YAML file; default: the default settings")
-    doctor.add_argument("overrides", nargs="*", metavar="key.path=value", help="single settings")
-    doctor.add_argument(
-        "--nproc",
-        type=int,
-        metavar="N",
-        help="start N ranks on this machine (default: one process)",
-    )
-    doctor.add_argument("--json", metavar="OUT", help="write the findings to this file too")
+    add_config(doctor, optional=True)
+    add_nproc(doctor)
+    add_json(doctor, "findings")
     doctor.add_argument(
         "--timeout-s", type=float, default=60.0, metavar="S", help="wait for a rank (default 60)"
     )
     doctor.add_argument("--quiet-status", action="store_true", help=argparse.SUPPRESS)
+    return doctor
+
+
+def run(options: argparse.Namespace, given: list[str]) -> int:
+    """Look; status 1 if a line needs a look."""
+    from mpsoftmax.doctor.command import run as look
+
+    return look(options, without_nproc(given))

@@ -1,6 +1,11 @@
-"""Arguments of `mpsoftmax plan`. Imports nothing heavy: the command line is built before torch is."""
+"""`mpsoftmax plan`."""
 
 import argparse
+import os
+import sys
+from pathlib import Path
+
+from mpsoftmax.cli.arguments import Commands, add_config, add_json
 
 FIGURES = {
     "memory": "bytes",
@@ -11,7 +16,7 @@ FIGURES = {
 }
 
 
-def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: Commands) -> argparse.ArgumentParser:
     """`plan CONFIG` and its options."""
     plan = commands.add_parser(
         "plan",
@@ -20,8 +25,7 @@ def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         epilog="example: mpsoftmax plan configs/faces_small.yaml --classes 10000000 --gpus 8 "
         "--gpu H100-80GB train.batch_size=1024",
     )
-    plan.add_argument("config", help="YAML file; docs/configuration.md lists every key")
-    plan.add_argument("overrides", nargs="*", metavar="key.path=value", help="single settings")
+    add_config(plan)
     plan.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks (default 1)")
     plan.add_argument(
         "--nodes", type=int, metavar="N", help="machines they are on (default: eight GPUs each)"
@@ -39,4 +43,27 @@ def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         plan.add_argument(
             f"--{name}", type=float, metavar="X", help=f"{text}, in place of the machine's"
         )
-    plan.add_argument("--json", metavar="OUT", help="write the plan to this file too")
+    add_json(plan, "plan")
+    return plan
+
+
+def run(options: argparse.Namespace, given: list[str]) -> int:
+    """Plan, on one page."""
+    from mpsoftmax.config import load
+    from mpsoftmax.plan.machines import machine_of
+    from mpsoftmax.plan.page import render
+    from mpsoftmax.plan.planning import class_sizes, make_plan, ranks_per_node
+    from mpsoftmax.plan.values import as_json
+    from mpsoftmax.train.build import check_parts
+
+    sys.path.insert(0, os.getcwd())  # as in train
+    per_node = ranks_per_node(options.gpus, options.nodes)
+    figures = {name: getattr(options, name) for name in FIGURES}
+    machine = machine_of(options.gpu, **figures, per_node=per_node)
+    config = load(options.config, options.overrides)
+    check_parts(config)
+    made = make_plan(config, class_sizes(config, options.classes), options.gpus, machine)
+    print(render(made))
+    if options.json:
+        Path(options.json).write_text(as_json(made))
+    return 0

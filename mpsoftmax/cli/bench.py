@@ -1,6 +1,8 @@
-"""Arguments of `mpsoftmax bench`. Imports nothing heavy: the command line is built before torch is."""
+"""`mpsoftmax bench`."""
 
 import argparse
+
+from mpsoftmax.cli.arguments import Commands, count
 
 WHAT = {
     "head": "a full head step against the bare matrix products and plain autograd softmax",
@@ -13,7 +15,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 CANDIDATES = ("all", "uniform", "uniform_blocks", "dsoftmax_k")
 
 
-def add_bench(commands: argparse._SubParsersAction) -> None:
+def add(commands: Commands) -> argparse.ArgumentParser:
     """`bench WHAT` and its options."""
     bench = commands.add_parser(
         "bench",
@@ -37,13 +39,23 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
             )
         if name in ("scaling", "collectives"):
             add_sizes(command, "--world", "ranks", 1, 2)
+    return bench
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number of at least 1")
-    return int(text)
+def run(options: argparse.Namespace, given: list[str]) -> int:
+    """Measure on one thread."""
+    import importlib
+
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        importlib.import_module(f"mpsoftmax.bench.{options.what}").run(options)
+    finally:
+        torch.set_num_threads(threads)
+    return 0
 
 
 def add_sizes(command: argparse.ArgumentParser, flag: str, text: str, *default: int) -> None:

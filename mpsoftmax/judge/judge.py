@@ -4,12 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpsoftmax.comm import Comm
-from mpsoftmax.config import from_tree
-from mpsoftmax.train.build import build_net
-from mpsoftmax.train.checkpoint import check_undamaged, checkpoint_of, read_state
+from mpsoftmax.models import open_model
 from mpsoftmax.train.evaluation import Evaluator, baseline, glyph_recall, verify_set
-from mpsoftmax.train.inputs import training_device
-from mpsoftmax.train.state import load_backbone
 
 
 @dataclass(frozen=True)
@@ -42,30 +38,18 @@ def judge(
     Raises:
         ValueError: no such model or data, or a damaged checkpoint.
     """
-    checkpoint = comm.together(lambda: checkpoint_of("model", model, comm))
-    check_undamaged(checkpoint, comm)
-    state = comm.together(lambda: read_state(checkpoint))
-    config = from_tree(state["config"])
-    door, colon, _ = config.backbone.name.partition(":")
-    if colon and door not in ("timm", "transformers") and not trust_code:
-        raise ValueError(
-            f"model: its backbone is {config.backbone.name!r}: code named by a checkpoint is run only with "
-            "--trust-code"
-        )
-    device = training_device()
-    net = build_net(config).to(device)
-    load_backbone(checkpoint, net)
-    evaluator = Evaluator(config, (), comm, device)
+    opened = open_model(model, comm=comm, trust_code=trust_code)
+    evaluator = Evaluator(opened.config, (), comm, opened.device)
     chosen = comm.together(lambda: evaluator.open(data))
-    embeddings = evaluator.embeddings(chosen, net)
+    embeddings = evaluator.embeddings(chosen, opened.net)
     result = verify_set(embeddings, chosen, protocol=thresholds)
     values: dict[str, Any] = {
-        "model": str(checkpoint),
-        "step": state["step"],
+        "model": str(opened.source),
+        "step": opened.step,
         "data": data,
         "verification": result.as_dict(),
     }
-    text = [f"{checkpoint} on {chosen.name}", result.render()]
+    text = [f"{opened.source} on {chosen.name}", result.render()]
     if chosen.fonts is not None:
         values["recall_at_1"] = glyph_recall(embeddings, chosen)
         text.append(f"recall@1, gallery one font: {values['recall_at_1']:.4f}")

@@ -12,7 +12,7 @@ from mpsoftmax.config import load
 from mpsoftmax.data.convert import convert
 from mpsoftmax.data.pairs import PairSet, write_bin
 from mpsoftmax.data.synthetic import Synthetic
-from mpsoftmax.train.judge import judge
+from mpsoftmax.judge.judge import judge
 from mpsoftmax.train.loop import Trainer
 
 

@@ -1,0 +1,59 @@
+"""Arguments that several commands have."""
+
+import argparse
+from typing import Any
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def add_config(command: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """CONFIG key.path=value ..."""
+    if optional:
+        command.add_argument("config", nargs="?", help="YAML file; default: the default settings")
+    else:
+        command.add_argument("config", help="YAML file; docs/configuration.md lists every key")
+    command.add_argument("overrides", nargs="*", metavar="key.path=value", help="single settings")
+
+
+def add_nproc(command: argparse.ArgumentParser) -> None:
+    """--nproc N."""
+    command.add_argument(
+        "--nproc",
+        type=int,
+        metavar="N",
+        help="start N ranks on this machine (default: one process)",
+    )
+
+
+def add_json(command: argparse.ArgumentParser, what: str) -> None:
+    """--json OUT."""
+    command.add_argument("--json", metavar="OUT", help=f"write the {what} to this file too")
+
+
+def add_trust_code(command: argparse.ArgumentParser) -> None:
+    """--trust-code."""
+    command.add_argument(
+        "--trust-code", action="store_true", help="import a backbone that the checkpoint names"
+    )
+
+
+def add_under(command: argparse.ArgumentParser) -> None:
+    """--under PATH."""
+    command.add_argument(
+        "--under",
+        default="",
+        metavar="PATH",
+        help="only the classes below this path of a folder or tar",
+    )
+
+
+def reader_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What --under asks of the reader."""
+    return {"under": options.under} if options.under else {}
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number of at least 1")
+    return int(text)
