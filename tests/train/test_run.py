@@ -197,6 +197,7 @@ def command(folder: Path, *overrides: str, nproc: int = 2) -> list[str]:
     return [sys.executable, "-m", "mpsoftmax", "train", str(config), *arguments]
 
 
+@pytest.mark.timeout(300)  # three trainings, each a launcher and two ranks that import torch
 def test_kill_9_of_all_ranks_at_a_random_step(tmp_path):
     """The command line, two ranks: killed without warning, started again, same weights."""
     every = ("train.steps=60", "train.checkpoint_every=7")
