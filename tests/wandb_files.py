@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +26,19 @@ class Segment:
     exit_code: int | None = None
 
 
-def segments(run_folder: Path) -> list[Segment]:
-    """Those of a run folder, oldest first."""
-    paths = (run_folder / "wandb").glob("offline-run-*/*.wandb")
-    return [segment(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
+def segments(run_folder: Path, wait_s: float = 30.0) -> list[Segment]:
+    """Those of a run folder, oldest first.
+
+    W&B's own process writes them and is a little behind: waits until each has its end, as one that was killed
+    never does.
+    """
+    paths = list((run_folder / "wandb").glob("offline-run-*/*.wandb"))
+    deadline = time.monotonic() + wait_s
+    while True:
+        found = [segment(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
+        if all(part.exit_code is not None for part in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
 
 
 def segment(path: Path) -> Segment:

@@ -6,7 +6,6 @@ Inputs stay in [-1, 1] whatever statistics a net was pretrained with.
 import importlib
 import inspect
 from collections.abc import Callable
-from functools import reduce
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsoftmax.backbones.execution import evaluation_mode
+from mpsoftmax.import_path import imported
 
 
 def open_timm(
@@ -168,21 +168,7 @@ def _import_optional(package: str, label: str) -> ModuleType:
 
 
 def _import_callable(path: str) -> Callable[..., object]:
-    module_name, _, attribute = path.partition(":")
-    if not all(part.isidentifier() for part in f"{module_name}.{attribute}".split(".")):
-        raise ValueError(f"backbone {path!r} is not of the form package.module:callable")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists; something it imports does not
-        raise ValueError(
-            f"backbone {path!r}: no module named {error.name!r}; is its folder on PYTHONPATH?"
-        ) from error
-    try:
-        found = reduce(getattr, attribute.split("."), module)
-    except AttributeError as error:
-        raise ValueError(f"backbone {path!r}: {error}") from error
+    found = imported("backbone", path)
     if not callable(found):
         raise ValueError(f"backbone {path!r} is not callable but {type(found).__name__}")
     return found

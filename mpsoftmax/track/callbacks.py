@@ -1,8 +1,7 @@
 """The door for others: classes that a configuration names by import path."""
 
-import importlib
-
 from mpsoftmax.config import Config
+from mpsoftmax.import_path import imported
 from mpsoftmax.track.protocol import Callback
 
 METHODS = [name for name in vars(Callback) if name.startswith("on_")]
@@ -22,12 +21,11 @@ def load_callbacks(config: Config) -> list[Callback]:
 
 def load_callback(where: str, path: str) -> Callback:
     """One instance by `package.module:Class`."""
-    module, _, name = path.partition(":")
     try:
-        kind = getattr(importlib.import_module(module), name)
-        made = kind()
+        made = imported(where, path)()
     except Exception as error:  # whatever foreign code raises
-        raise ValueError(f"{where}: {path!r}: {type(error).__name__}: {error}") from error
+        said = str(error) if str(error).startswith(where) else f"{where}: {path!r}: {error!r}"
+        raise ValueError(said) from error
     missing = [method for method in METHODS if not callable(getattr(made, method, None))]
     if missing:
         raise ValueError(

@@ -16,8 +16,7 @@ class JsonLines:
         """Lines that were there already."""
         self._path = path
         if path.exists():
-            found = [parsed(text, resume_step) for text in path.read_text().splitlines()]
-            self._keep([line for line in found if line is not None])
+            self._keep(lines_up_to(path, resume_step))
         self._file = path.open("a", encoding="utf-8")
 
     def _keep(self, lines: list[dict[str, Any]]) -> None:
@@ -42,6 +41,14 @@ class JsonLines:
         self._file.close()
 
 
+def lines_up_to(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """The whole lines of a file that are not later than `last_step`; none where there is no file."""
+    if not path.exists():
+        return []
+    found = [parsed(text, last_step) for text in path.read_text().splitlines()]
+    return [line for line in found if line is not None]
+
+
 def parsed(text: str, last_step: int) -> dict[str, Any] | None:
     """A line, if it is whole (a kill may have cut it short) and not later than `last_step`; else None."""
     try:
@@ -54,9 +61,11 @@ def parsed(text: str, last_step: int) -> dict[str, Any] | None:
 class MetricsFile(Callback):
     """RUN/metrics.jsonl."""
 
+    NAME = "metrics.jsonl"
+
     def on_start(self, run: RunStart) -> None:
         """Cut and open."""
-        self._lines = JsonLines(run.folder / "metrics.jsonl", run.start)
+        self._lines = JsonLines(run.folder / self.NAME, run.start)
 
     @property
     def kept(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from mpsoftmax.evaluate.curves import Curves
 from mpsoftmax.track.best import Best
 from mpsoftmax.track.callbacks import load_callbacks
 from mpsoftmax.track.display import Display
-from mpsoftmax.track.json_lines import MetricsFile
+from mpsoftmax.track.json_lines import MetricsFile, lines_up_to
 from mpsoftmax.track.protocol import Callback, Ending, Evaluation, Line, RunStart, SavedCheckpoint
 from mpsoftmax.track.redaction import redacted_text
 
@@ -57,7 +57,14 @@ class Log:
             return
         self._metrics, self._display = MetricsFile(), Display()
         others = [*chosen_trackers(config), *load_callbacks(config)]
-        run = RunStart(config=config, folder=folder, num_steps=num_steps, start=start, world=world)
+        run = RunStart(
+            config=config,
+            folder=folder,
+            num_steps=num_steps,
+            start=start,
+            world=world,
+            written=lines_up_to(folder / MetricsFile.NAME, start),
+        )
         start_all([*others, self._metrics, self._display], run)
         self._trackers = [self._metrics, *others, self._display]
         self._best = Best(config.track.best, self._metrics.kept)

@@ -1,6 +1,6 @@
 """What a tracker is told, and when. All of it happens on rank 0, between steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,8 @@ class RunStart:
     """Steps already taken: 0, or those of the checkpoint it goes on from."""
     world: int
     """Ranks."""
+    written: Sequence[Line] = ()
+    """What earlier processes of this run wrote up to `start`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ sync` joins them.
 """
 
 import contextlib
+import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from mpsoftmax.track.wandb_artifacts import checkpoint_artifact
 from mpsoftmax.track.wandb_plots import EvaluationTable, plots
 
 STEP = "step"
+HELD_BACK_BYTES = 2**17
+"""Of lines; W&B writes its file in blocks of 32 KiB and queues some more."""
 
 
 class WeightsAndBiases(Callback):
@@ -45,6 +48,21 @@ class WeightsAndBiases(Callback):
         # steps again: they are appended, and drawn over STEP.
         self._offset = max(0, self._run.step - run.start)
         self._table = EvaluationTable()
+        self._ended = run.folder / "wandb" / "ended"
+        if run.start and not self._ended.exists():
+            self._log_again(run.written)
+        self._ended.unlink(missing_ok=True)
+
+    def _log_again(self, written: Sequence[Line]) -> None:
+        """The newest lines before a kill: W&B's own process holds some back, and they die with it."""
+        size, newest = 0, []
+        for line in reversed(written):
+            size += len(json.dumps(line))
+            if size > HELD_BACK_BYTES or line["step"] <= self._run.step:
+                break
+            newest.append(line)
+        for line in reversed(newest):
+            self._log(line["step"], numbers_of(line))
 
     def on_line(self, line: Line) -> None:
         """The numbers of a line: KIND/NAME, eval/SET/NAME, timing/NAME."""
@@ -72,6 +90,7 @@ class WeightsAndBiases(Callback):
         """Finish this process's part of the run."""
         self._run.summary["outcome"] = ending.outcome
         self._run.finish(exit_code=int(ending.outcome == "failed"))
+        self._ended.touch()
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
         self._run.log({**values, STEP: step}, step=step + self._offset)

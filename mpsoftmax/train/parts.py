@@ -1,7 +1,7 @@
 """Named parts of the head: from `name` or {kind: name, ...} in the configuration to an object."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from mpsoftmax.config import BasketsConfig, Config
@@ -13,6 +13,7 @@ from mpsoftmax.head.objectives import OBJECTIVES, Objective
 from mpsoftmax.head.objectives.per_basket import per_basket
 from mpsoftmax.head.row_optim import RowAdamW, RowRule, RowSGD
 from mpsoftmax.head.weights import WEIGHTS, Weights
+from mpsoftmax.import_path import imported
 from mpsoftmax.strict import build, suggestion
 
 Choices = Mapping[str, type]
@@ -52,8 +53,21 @@ def named_part(
 
 
 def build_objective(config: Config) -> Objective:
-    """head.objective."""
-    return named_part("head.objective", config.head.objective, OBJECTIVES)
+    """head.objective: one of ours by name, or the user's own as package.module:Class.
+
+    Raises:
+        ValueError: no such objective, or what it refuses.
+    """
+    path, spec = "head.objective", config.head.objective
+    kind = spec if isinstance(spec, str) else str(spec.get("kind"))
+    if ":" not in kind:
+        return named_part(path, spec, OBJECTIVES)
+    own = imported(path, kind)
+    if not (isinstance(own, type) and issubclass(own, Objective) and is_dataclass(own)):
+        raise ValueError(
+            f"{path}: {kind!r} is {own!r}; allowed: a dataclass that is a subclass of mpsoftmax.Objective"
+        )
+    return named_part(path, spec, {kind: own})
 
 
 def build_candidates(config: Config) -> Candidates:

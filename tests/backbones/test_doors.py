@@ -79,7 +79,7 @@ def test_import_path(user_code, path):
         ("my_nets.feces:Net", {}, "no module named 'my_nets.feces'; is its folder on PYTHONPATH"),
         ("nobodys_nets:Net", {}, "no module named 'nobodys_nets'"),
         ("my_nets.faces:number", {}, "not callable but int"),
-        ("my_nets.faces:", {}, "not of the form package.module:callable"),
+        ("my_nets.faces:", {}, "not of the form package.module:name"),
         ("timn:resnet 18", {}, "not of the form"),
         ("my_nets.faces:Net", {"skale": 1}, "unexpected keyword argument 'skale'"),
         ("my_nets.faces:Net", {"image_size": (1, 1)}, "'image_size' is set by the configuration"),

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 SCRIPTS = [
-    "launch/environment.sh", "launch/job.sh", "launch/quickstart", "launch/test", "launch/torchrun.sh",
-    "launch/deepspeed.sh", "launch/slurm.sbatch", "docker/build_without_docker.sh", ".ci/run",
+    "launch/environment.sh", "launch/job.sh", "launch/docs", "launch/quickstart", "launch/test",
+    "launch/torchrun.sh", "launch/deepspeed.sh", "launch/slurm.sbatch",
+    "docker/build_without_docker.sh", ".ci/run",
 ]  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_best_names_a_set_and_a_figure(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nowhere_at_all:Tracker", "ModuleNotFoundError"),
+        ("nowhere_at_all:Tracker", "no module named 'nowhere_at_all'"),
         ("recording_tracker:Missing", "has no attribute 'Missing'"),
         ("collections:Counter", "has no on_start; allowed: a subclass of mpsoftmax.track.Callback"),
     ],
