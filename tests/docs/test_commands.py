@@ -1,0 +1,54 @@
+"""Every command in README and docs is one that the command line takes, with keys and files that exist."""
+
+import re
+import shlex
+
+import pytest
+from documents import ROOT, Command, commands
+
+from mpsoftmax.cli import parsed
+from mpsoftmax.config import load
+from mpsoftmax.train.build import check_parts
+
+PLACEHOLDERS = {
+    "CONFIG": "configs/quickstart.yaml",
+    "CONFIG.yaml": "configs/quickstart.yaml",
+    "N": "2",
+}
+ALL = commands()
+OURS = [c for c in ALL if "mpsoftmax " in f"{c.text} " and not c.text.startswith(("pip", "docker"))]
+SCRIPTS = [c for c in ALL if re.search(r"(^|\s)(launch|benchmarks|examples|docker|tests)/", c.text)]
+
+
+def test_there_are_commands():
+    assert len(OURS) > 40
+    assert len(SCRIPTS) > 10
+
+
+def words(command: Command) -> list[str]:
+    """Arguments of mpsoftmax: no brackets around what may be left out, no ellipsis, no placeholder."""
+    text = re.sub(r" \[(--\S+(?: [A-Z]\S*)?|key\S+ \.\.\.|PATH|sizes)\]", r" \1", command.text)
+    found = shlex.split(text)
+    start = max(i for i, word in enumerate(found) if word.rsplit("/")[-1] == "mpsoftmax")
+    left_out = ("...", "key.path=value", "sizes")
+    return [PLACEHOLDERS.get(word, word) for word in found[start + 1 :] if word not in left_out]
+
+
+@pytest.mark.parametrize("command", OURS, ids=str)
+def test_a_command_is_understood(command):
+    given = words(command)
+    if not given:
+        return
+    options = parsed(given)
+    config = getattr(options, "config", None)
+    if options.command not in ("train", "plan", "doctor") or config is None:
+        return
+    if config.startswith("configs/"):
+        check_parts(load(str(ROOT / config), [o for o in options.overrides if "my_" not in o]))
+
+
+@pytest.mark.parametrize("command", SCRIPTS, ids=str)
+def test_the_files_of_a_command_exist(command):
+    folders = "launch|benchmarks|examples|docker|tests|configs"
+    for path in re.findall(rf"(?<!\S)((?:{folders})/[\w./]+)", command.text):
+        assert (ROOT / path).exists(), path
