@@ -356,6 +356,21 @@ class ClassTable:
         self._hyper_log.append([float(hyper[name]) for name in self.rule.hyper])
         self._history.append(self.rule.transition(hyper))
 
+    def catch_up(self) -> None:
+        """Bring rows and states that lazy steps left behind up to now, for those who look at all of them.
+
+        Raises:
+            TypeError: the rows are stored elsewhere than on the device.
+        """
+        if not self._lagging(self.dense.row_step):
+            return
+        window, _ = self._window(None)
+        for low in range(0, self.num_rows, MOVE_ROWS):
+            high = min(low + MOVE_ROWS, self.num_rows)
+            window.put(low, high, window.open(low, high))
+        window.close(torch.full_like(self.row_step, self.num_steps))
+        self.version += 1
+
     def move(self, index: Tensor, rows: Tensor) -> None:
         """One step of rows that follow something else than a gradient: they become `rows` [n, D]."""
         self.weight[index] = self._rounding(index)(0, 0, index.numel(), rows)

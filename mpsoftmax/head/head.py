@@ -464,6 +464,16 @@ class ModelParallelSoftmax(nn.Module):
         own = rows.to(self._table.device)[mine].reshape(-1, self.embedding_dim)
         self._table.set_rows(index, own, row_step=0 if self.weights.learned else 1)
 
+    @torch.no_grad()
+    def catch_up(self) -> None:
+        """Bring all rows and optimiser rows that `untouched: lazy` has left behind up to now.
+
+        Nothing else asks for it: rows are caught up when they are needed. It is for those who take the whole
+        table elsewhere. Rows on the device only.
+        """
+        self._refuse_between("catch_up()")
+        self._table.catch_up()
+
     def _refuse_between(self, what: str) -> None:
         if self._contributions:
             raise RuntimeError(f"{what} between backward() and step(): allowed after step()")

@@ -7,11 +7,12 @@ Row tensors are saved as DTensors, so another world size reads its own rows. Eve
 is JSON, and the tensors' index is read as hostile (checkpoint_index.py): a hostile checkpoint runs nothing.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Checkpoints:
 
     Args:
         folder: RUN/checkpoints.
-        comm: The ranks that save and load together; they have a process group, if only of one rank.
+        comm: The ranks that save and load together; one process needs no process group.
         keep: Newest checkpoints kept.
 
     Attributes:
@@ -138,9 +139,13 @@ class Checkpoints:
 
     def _write_tensors(self, partial: Path, tensors: dict[str, Tensor]) -> None:
         writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
+        alone = not self.comm.connected
+        meant = one_process_is_meant() if alone else contextlib.nullcontext()
         try:
-            with self.comm.naming(f"saving {partial.name}"):
-                dcp.save(tensors, storage_writer=writer, process_group=self.comm.group)
+            with self.comm.naming(f"saving {partial.name}"), meant:
+                dcp.save(
+                    tensors, storage_writer=writer, process_group=self.comm.group, no_dist=alone
+                )
         except CheckpointException as error:
             raise AgreedError(told(error)) from error
 
@@ -304,8 +309,10 @@ def read_tensors(path: Path, wanted: dict[str, Tensor]) -> None:
                 f"checkpoint {path}: {name} has shape {tuple(stored[name].size)}; this run has "
                 f"{tuple(tensor.shape)}"
             )
+    alone = not Comm().connected
     try:
-        dcp.load(wanted, storage_reader=Reader(path))
+        with one_process_is_meant() if alone else contextlib.nullcontext():
+            dcp.load(wanted, storage_reader=Reader(path), no_dist=alone)
     except CheckpointException as error:
         raise AgreedError(f"checkpoint {path}: {told(error)}") from error
 
@@ -314,10 +321,17 @@ def read_alone(path: Path, prefix: str) -> dict[str, Tensor]:
     """Whole tensors whose names begin with `prefix`, without it, on the CPU; by one rank, not collective."""
     stored = {name: meta for name, meta in stored_tensors(path).items() if name.startswith(prefix)}
     tensors = {name: empty_like_stored(meta) for name, meta in stored.items()}
-    with warnings.catch_warnings():  # that this is one process is meant
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    with one_process_is_meant():
         dcp.load(tensors, storage_reader=Reader(path), no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def one_process_is_meant() -> Iterator[None]:
+    """Torch warns where it saves or loads without a process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def empty_like_stored(stored: TensorStorageMetadata) -> Tensor:

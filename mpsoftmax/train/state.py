@@ -85,18 +85,41 @@ def load_run_state(
     for name in stored:
         if name.startswith(RNG) and name.endswith(f".{comm.rank}"):
             wanted[name] = empty_like_stored(stored[name])
-    parts = parts_to_load(stored, head, comm, state["world"])
+    parts, of_head = head_to_load(stored, head, comm, state["world"])
+    wanted |= of_head
+    read_tensors(path, wanted)
+    head.load_state_dict({name: wanted.get(HEAD + name, value) for name, value in parts.items()})
+    engine.load({name: wanted[name] for name in of_engine})
+    load_random_state(wanted, comm)
+    return state
+
+
+def load_head(path: Path, head: ModelParallelSoftmax, comm: Comm) -> None:
+    """The head alone, with its optimiser rows, from a checkpoint directory; collective.
+
+    Raises:
+        ValueError: as `load_run_state`.
+    """
+    parts, wanted = head_to_load(stored_tensors(path), head, comm, read_state(path)["world"])
+    read_tensors(path, wanted)
+    head.load_state_dict({name: wanted.get(HEAD + name, value) for name, value in parts.items()})
+
+
+def head_to_load(
+    stored: Mapping[str, TensorStorageMetadata],
+    head: ModelParallelSoftmax,
+    comm: Comm,
+    saved_world: int,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The head's tensors as `parts_to_load` has them; and by name in the checkpoint, those to be filled."""
+    parts, wanted = parts_to_load(stored, head, comm, saved_world), {}
     for name, value in parts.items():
         saved = stored.get(HEAD + name)
         if name not in GROWING:
             wanted[HEAD + name] = value
         elif saved is not None:  # checkpoints of 0.1.0 hold no merged classes
             wanted[HEAD + name] = empty_like_stored(saved)
-    read_tensors(path, wanted)
-    head.load_state_dict({name: wanted.get(HEAD + name, value) for name, value in parts.items()})
-    engine.load({name: wanted[name] for name in of_engine})
-    load_random_state(wanted, comm)
-    return state
+    return parts, wanted
 
 
 def parts_to_load(

@@ -1,0 +1,1 @@
+"""Coming from insightface's arcface_torch, and going back: configs, backbones, classifier checkpoints."""
