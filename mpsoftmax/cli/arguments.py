@@ -37,19 +37,34 @@ def add_trust_code(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_under(command: argparse.ArgumentParser) -> None:
-    """--under PATH."""
+def add_reader(command: argparse.ArgumentParser) -> None:
+    """--under PATH and --reader KEY=VALUE."""
     command.add_argument(
         "--under",
         default="",
         metavar="PATH",
-        help="only the classes below this path of a folder or tar",
+        help="only the classes below this path of a folder or tar; the split of a Parquet folder",
+    )
+    command.add_argument(
+        "--reader",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what the format's reader is told, as data.reader: dialect=csv, label_column=fine, ...",
     )
 
 
 def reader_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What --under asks of the reader."""
-    return {"under": options.under} if options.under else {}
+    """What --under and --reader ask of the reader."""
+    from mpsoftmax.strict import parse_yaml
+
+    chosen: dict[str, Any] = {"under": options.under} if options.under else {}
+    for text in options.reader:
+        key, separator, value = text.partition("=")
+        if not key or not separator:
+            raise ValueError(f"--reader: {text!r}; allowed: KEY=VALUE")
+        chosen[key] = parse_yaml(value, f"--reader {text}")
+    return chosen
 
 
 def count(text: str) -> int:

@@ -87,7 +87,7 @@ def add_loader(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         metavar="PATH",
-        help="image folder, .tar, .rec or .arrow; default: synthetic JPEGs",
+        help="image folder, .tar, .rec, .arrow, .parquet, list or shards; default: synthetic JPEGs",
     )
     add_sizes(command, "--images", "images read", 2000)
     command.add_argument("--size", type=count, default=112, help="pixels a side")

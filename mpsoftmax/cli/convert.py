@@ -2,7 +2,7 @@
 
 import argparse
 
-from mpsoftmax.cli.arguments import Commands, add_under, reader_options
+from mpsoftmax.cli.arguments import Commands, add_reader, reader_options
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -10,10 +10,15 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert",
         help="copy a data set into another format",
-        description="Between image folder, .tar, .rec and .arrow; image bytes, order and labels are kept.",
+        description="Between image folder, .tar, .rec, .arrow and .parquet; from lists and WebDataset shards. Image bytes, order and labels are kept.",
     )
-    convert.add_argument("source", help="folder, .tar, .rec, .arrow, glyphs or synthetic")
-    convert.add_argument("destination", help="a new folder, or a file named .tar, .rec or .arrow")
+    convert.add_argument(
+        "source",
+        help="folder, .tar, .rec, .arrow, .parquet, list of paths, pattern of shards, glyphs or synthetic",
+    )
+    convert.add_argument(
+        "destination", help="a new folder, or a file named .tar, .rec, .arrow or .parquet"
+    )
     convert.add_argument(
         "--style", choices=["auto", "insightface", "im2rec"], default="auto", help="of .rec"
     )
@@ -21,7 +26,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     convert.add_argument(
         "--number-classes", action="store_true", help="name classes by their zero-padded index"
     )
-    add_under(convert)
+    add_reader(convert)
     return convert
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mpsoftmax.cli.arguments import Commands, add_under, reader_options
+from mpsoftmax.cli.arguments import Commands, add_reader, reader_options
 
 DAMAGED = 1
 
@@ -17,7 +17,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "whether every file is what was written.",
     )
     inspect.add_argument(
-        "path", help="folder, .tar, .rec, .arrow, .bin, glyphs, synthetic, run or checkpoint"
+        "path",
+        help="folder, .tar, .rec, .arrow, .parquet, list of paths, pattern of shards, .bin, glyphs, "
+        "synthetic, run or checkpoint",
     )
     inspect.add_argument(
         "--sample",
@@ -26,7 +28,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         metavar="N",
         help="images decoded (default 10000; -1: all)",
     )
-    add_under(inspect)
+    add_reader(inspect)
     return inspect
 
 
