@@ -27,6 +27,7 @@ from mpsoftmax.data.order import ImagesOrder, Order
 from mpsoftmax.data.parquet import ParquetImages
 from mpsoftmax.data.synthetic import Synthetic
 from mpsoftmax.data.transforms import DEFAULTS
+from mpsoftmax.strict import suggestion
 
 FORMATS = {
     "folder": "folder",
@@ -43,7 +44,9 @@ def run(options: argparse.Namespace) -> None:
     """Measure, print, append, plot."""
     machine = record.machine()
     if options.augment not in DEFAULTS:
-        raise ValueError(f"--augment: {options.augment!r}; allowed: {', '.join(DEFAULTS)}")
+        raise ValueError(
+            f"--augment: {options.augment!r}{suggestion(options.augment, list(DEFAULTS))}"
+        )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mpsoftmax-bench-") as folder:
         stored = store(Path(folder), options.data, max(options.images), options.size)

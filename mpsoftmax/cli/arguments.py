@@ -1,6 +1,7 @@
 """Arguments that several commands have."""
 
 import argparse
+import os
 from typing import Any
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -9,9 +10,11 @@ Commands = argparse._SubParsersAction  # argparse has no public name for it
 def add_config(command: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """CONFIG key.path=value ..."""
     if optional:
-        command.add_argument("config", nargs="?", help="YAML file; default: the default settings")
+        command.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file")
     else:
-        command.add_argument("config", help="YAML file; docs/configuration.md lists every key")
+        command.add_argument(
+            "config", metavar="CONFIG", help="YAML file; docs/configuration.md lists every key"
+        )
     command.add_argument("overrides", nargs="*", metavar="key.path=value", help="single settings")
 
 
@@ -27,7 +30,9 @@ def add_nproc(command: argparse.ArgumentParser) -> None:
 
 def add_json(command: argparse.ArgumentParser, what: str) -> None:
     """--json OUT."""
-    command.add_argument("--json", metavar="OUT", help=f"write the {what} to this file too")
+    command.add_argument(
+        "--json", metavar="OUT", type=new_file, help=f"write the {what} to this file too"
+    )
 
 
 def add_trust_code(command: argparse.ArgumentParser) -> None:
@@ -65,6 +70,14 @@ def reader_options(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--reader: {text!r}; allowed: KEY=VALUE")
         chosen[key] = parse_yaml(value, f"--reader {text}")
     return chosen
+
+
+def new_file(text: str) -> str:
+    """The path of a file that is to be written: found wanting before the work, not after it."""
+    folder = os.path.dirname(text) or "."
+    if os.path.isdir(text) or not os.path.isdir(folder):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a file in a folder that exists")
+    return text
 
 
 def count(text: str) -> int:

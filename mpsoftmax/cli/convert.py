@@ -10,7 +10,14 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert",
         help="copy a data set into another format",
-        description="Between image folder, .tar, .rec, .arrow and .parquet; from lists and WebDataset shards. Image bytes, order and labels are kept.",
+        description="Between image folder, .tar, .rec, .arrow and .parquet; from lists and WebDataset. "
+        "Image bytes, order and labels are kept.",
+        epilog="""examples:
+  mpsoftmax convert faces.rec faces.arrow
+  mpsoftmax convert 'train-*.parquet' faces.tar --number-classes --regroup
+  mpsoftmax convert train.lst@images/ faces.rec
+
+exit status: 0 written, complete; 2 a mistake in what was given: nothing was written""",
     )
     convert.add_argument(
         "source",

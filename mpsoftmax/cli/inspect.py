@@ -15,6 +15,12 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="say what a data set or a run's checkpoints hold and what is wrong with them",
         description="Classes, images, class sizes, image sizes, problems. Of a run folder or a checkpoint: "
         "whether every file is what was written.",
+        epilog="""examples:
+  mpsoftmax inspect faces.tar
+  mpsoftmax inspect train.lst@images/ --reader dialect=face2rec
+  mpsoftmax inspect runs/faces
+
+exit status: 0; 1 a checkpoint is damaged; 2 a mistake in what was given""",
     )
     inspect.add_argument(
         "path",

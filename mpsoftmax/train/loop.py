@@ -169,9 +169,7 @@ class Trainer:
             return None if latest is None else latest.name
 
         found = self.comm.share(self.comm.together(find))
-        if self.comm.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.comm.barrier()
+        self.comm.together(self._make_folder)
         if len(set(found)) > 1 or not all(self.comm.share(self.folder.is_dir())):
             raise AgreedError(
                 f"run.dir: {self.folder} is not the same folder on all ranks; allowed: one on a file system "
@@ -180,6 +178,19 @@ class Trainer:
         if found[0] is None:
             return None
         return self.checkpoints.last_good(self.checkpoints.folder / found[0])
+
+    def _make_folder(self) -> None:
+        """The run folder, by rank 0."""
+        if self.comm.rank > 0:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"run.dir: {self.folder} cannot be created: {error.strerror}"
+            ) from error
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise ValueError(f"run.dir: {self.folder} cannot be written to: permission denied")
 
     def _resume(self, path: Path) -> None:
         state = self.comm.together(lambda: read_state(path))
