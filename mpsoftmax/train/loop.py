@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mpsoftmax.comm import AgreedError, Comm
 from mpsoftmax.config import Config, to_tree, to_yaml
+from mpsoftmax.data.ahead import on_device
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.order import share
@@ -262,7 +263,7 @@ class Trainer:
             Stopped: a signal asked to stop before the last step; the step reached is saved.
         """
         train, evaluations = self.config.train, []
-        batches = iter(self.loader.stream(self._cuts()))
+        batches = on_device(self.loader.stream(self._cuts()), self.device)
         unfinished = self.step < self.num_steps
         try:
             if self.step == 0 and refresh_every(self.head) is not None:
@@ -272,7 +273,7 @@ class Trainer:
             with self.stops:
                 while self.step < self.num_steps:
                     self.stops.ask()
-                    self._after_step(self._step(batches))  # type: ignore[arg-type]
+                    self._after_step(self._step(batches))
                     if self.unevaluated:
                         evaluations = self._evaluate()
                 if unfinished:
@@ -283,7 +284,7 @@ class Trainer:
             self.saver.close(train.timeout_s)
             self.identities.close()
             self.engine.close()
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
             self.clock.close()
             error = sys.exception()
             self.log.close(self.step, None if isinstance(error, Stopped) else error)

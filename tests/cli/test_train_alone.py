@@ -36,9 +36,7 @@ def test_the_data_alone_are_enough_and_a_run_goes_on_with_its_settings(data, cap
     assert config["data"]["image_size"] == [32, 32]
     assert (config["data"]["held_back"], config["data"]["eval"]) == (10, ["held-back"])
     assert config["backbone"]["name"] == "small"
-    assert (
-        config["train"]["batch_size"] == 30  # an eighth of 240 images
-    )  # an eighth of 50 classes of 4, and never all at once
+    assert config["train"]["batch_size"] == 30  # an eighth of 240 images
     assert main(["train", "data.train=marks.tar", "train.steps=6"]) == 0
     said = capsys.readouterr().out
     assert "settings of runs/marks/config.yaml" in said
