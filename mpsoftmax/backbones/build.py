@@ -36,6 +36,11 @@ _NETS: dict[str, _Net] = {
 _DOORS = {"timm": doors.open_timm, "transformers": doors.open_transformers}
 
 
+def backbone_names() -> tuple[str, ...]:
+    """The names that need no other package."""
+    return tuple(_NETS)
+
+
 def build_backbone(
     name: str,
     *,

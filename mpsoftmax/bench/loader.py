@@ -1,8 +1,8 @@
 """Images decoded and augmented a second of one core, by the format they are stored in.
 
-The same encoded bytes in a folder, a tar, RecordIO and Arrow, read in a training's shuffled order by its
-loader in this process, against decoding the bytes alone from memory: with Pillow, and with the fastest
-decoder installed.
+The same encoded bytes in a folder, a tar, RecordIO, Arrow and Parquet (there in the order `grouped`), read in
+a training's shuffled order by its loader in this process, against decoding the bytes alone from memory: with
+Pillow, and with the fastest decoder installed.
 """
 
 import argparse
@@ -19,14 +19,23 @@ from mpsoftmax.bench import plots, record
 from mpsoftmax.bench.timing import Times, interleaved, ratios, spread
 from mpsoftmax.data.convert import convert
 from mpsoftmax.data.decode import DECODERS, check_decoder, decode
+from mpsoftmax.data.grouped_order import GroupedOrder
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Loader
 from mpsoftmax.data.open import open_images
-from mpsoftmax.data.order import ImagesOrder
+from mpsoftmax.data.order import ImagesOrder, Order
+from mpsoftmax.data.parquet import ParquetImages
 from mpsoftmax.data.synthetic import Synthetic
 from mpsoftmax.data.transforms import DEFAULTS
+from mpsoftmax.strict import suggestion
 
-FORMATS = {"folder": "folder", "tar": "set.tar", "recordio": "set.rec", "arrow": "set.arrow"}
+FORMATS = {
+    "folder": "folder",
+    "tar": "set.tar",
+    "recordio": "set.rec",
+    "arrow": "set.arrow",
+    "parquet": "set.parquet",
+}
 BATCH = 64
 JPEG_QUALITY = 95
 
@@ -35,7 +44,9 @@ def run(options: argparse.Namespace) -> None:
     """Measure, print, append, plot."""
     machine = record.machine()
     if options.augment not in DEFAULTS:
-        raise ValueError(f"--augment: {options.augment!r}; allowed: {', '.join(DEFAULTS)}")
+        raise ValueError(
+            f"--augment: {options.augment!r}{suggestion(options.augment, list(DEFAULTS))}"
+        )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mpsoftmax-bench-") as folder:
         stored = store(Path(folder), options.data, max(options.images), options.size)
@@ -85,7 +96,7 @@ def store(folder: Path, data: str | None, num: int, size: int) -> dict[str, Imag
         if isinstance(source.image(0), np.ndarray):
             raise ValueError(f"--data: {data!r} holds no encoded images; allowed: files that do")
     convert(source, folder / "folder", number_classes=True)
-    for name in ("set.tar", "set.rec", "set.arrow"):
+    for name in list(FORMATS.values())[1:]:
         convert(folder / "folder", folder / name)
     return {form: open_images(folder / name) for form, name in FORMATS.items()}
 
@@ -114,7 +125,7 @@ def measure(
     }
     for form, images in stored.items():
         for decoder in decoders:
-            order = ImagesOrder(images.labels[:number], seed=0)
+            order = order_of(images, number)
             loader = Loader(images, order, size=size, decoder=decoder, augment=augment)
             timed[f"{form} {decoder}"] = reading(loader, number)
     times = interleaved(timed, options.repeat)
@@ -132,6 +143,15 @@ def measure(
             f"bare decoding, {row['share_of_fastest']:.0%} of the fastest; {row['share_of_tar']:.0%} of tar"
         )
     return rows
+
+
+def order_of(images: ImageSet, number: int) -> Order:
+    """Shuffled as training would: Parquet by its row groups, else image by image."""
+    if not isinstance(images, ParquetImages):
+        return ImagesOrder(images.labels[:number], seed=0)
+    starts = images.group_starts
+    kept = np.append(starts[starts < number], number)
+    return GroupedOrder(kept, seed=0, window=images.cache_groups)
 
 
 def bare(data: Sequence[bytes | np.ndarray], size: tuple[int, int], decoder: str) -> Callable:

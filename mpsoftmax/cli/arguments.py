@@ -1,6 +1,7 @@
 """Arguments that several commands have."""
 
 import argparse
+import os
 from typing import Any
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -9,9 +10,11 @@ Commands = argparse._SubParsersAction  # argparse has no public name for it
 def add_config(command: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """CONFIG key.path=value ..."""
     if optional:
-        command.add_argument("config", nargs="?", help="YAML file; default: the default settings")
+        command.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file")
     else:
-        command.add_argument("config", help="YAML file; docs/configuration.md lists every key")
+        command.add_argument(
+            "config", metavar="CONFIG", help="YAML file; docs/configuration.md lists every key"
+        )
     command.add_argument("overrides", nargs="*", metavar="key.path=value", help="single settings")
 
 
@@ -27,7 +30,9 @@ def add_nproc(command: argparse.ArgumentParser) -> None:
 
 def add_json(command: argparse.ArgumentParser, what: str) -> None:
     """--json OUT."""
-    command.add_argument("--json", metavar="OUT", help=f"write the {what} to this file too")
+    command.add_argument(
+        "--json", metavar="OUT", type=new_file, help=f"write the {what} to this file too"
+    )
 
 
 def add_trust_code(command: argparse.ArgumentParser) -> None:
@@ -37,19 +42,42 @@ def add_trust_code(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_under(command: argparse.ArgumentParser) -> None:
-    """--under PATH."""
+def add_reader(command: argparse._ActionsContainer) -> None:
+    """--under PATH and --reader KEY=VALUE."""
     command.add_argument(
         "--under",
         default="",
         metavar="PATH",
-        help="only the classes below this path of a folder or tar",
+        help="only the classes below this path of a folder or tar; the split of a Parquet folder",
+    )
+    command.add_argument(
+        "--reader",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what the format's reader is told, as data.reader: dialect=csv, label_column=fine, ...",
     )
 
 
 def reader_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What --under asks of the reader."""
-    return {"under": options.under} if options.under else {}
+    """What --under and --reader ask of the reader."""
+    from mpsoftmax.strict import parse_yaml
+
+    chosen: dict[str, Any] = {"under": options.under} if options.under else {}
+    for text in options.reader:
+        key, separator, value = text.partition("=")
+        if not key or not separator:
+            raise ValueError(f"--reader: {text!r}; allowed: KEY=VALUE")
+        chosen[key] = parse_yaml(value, f"--reader {text}")
+    return chosen
+
+
+def new_file(text: str) -> str:
+    """The path of a file that is to be written: found wanting before the work, not after it."""
+    folder = os.path.dirname(text) or "."
+    if os.path.isdir(text) or not os.path.isdir(folder):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a file in a folder that exists")
+    return text
 
 
 def count(text: str) -> int:

@@ -22,11 +22,16 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="measure on this machine",
         description="Interleaved repetitions on one thread; CPU seconds (user and system) and wall time, "
         "medians with least and largest. A line is appended to OUT/bench_WHAT.csv, a plot written beside it.",
-        epilog="example: mpsoftmax bench head --classes 100000 --dim 512 --batch 256",
+        epilog="""examples:
+  mpsoftmax bench head --classes 100000 --dim 512 --batch 256
+  mpsoftmax bench loader --data faces.tar --images 2000
+
+exit status: 0; 2 a mistake in what was given""",
     )
     what = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, text in WHAT.items():
-        command = what.add_parser(name, help=text, description=text)
+        example = f"example: mpsoftmax bench {name} --repeat 3"
+        command = what.add_parser(name, help=text, description=text, epilog=example)
         command.add_argument("--out", default="benchmarks/results", help="folder of results")
         command.add_argument("--repeat", type=count, default=7, help="repetitions (default 7)")
         if name == "loader":
@@ -87,7 +92,7 @@ def add_loader(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         metavar="PATH",
-        help="image folder, .tar, .rec or .arrow; default: synthetic JPEGs",
+        help="image folder, .tar, .rec, .arrow, .parquet, list or shards; default: synthetic JPEGs",
     )
     add_sizes(command, "--images", "images read", 2000)
     command.add_argument("--size", type=count, default=112, help="pixels a side")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mpsoftmax.cli.arguments import Commands, add_under, count, reader_options
+from mpsoftmax.cli.arguments import Commands, add_reader, count, reader_options
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -11,19 +11,29 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert",
         help="data sets into other formats; configs, backbones and checkpoints of arcface_torch",
-        description="""What SOURCE is decides what is made of it. A data set (folder, .tar, .rec, .arrow)
-        is copied into another format; image bytes, order and labels are kept. A config of arcface_torch (.py)
-        becomes a configuration of ours (.yaml); its state dict of a backbone (.pth, .pt) a checkpoint that
-        evaluate, embed, export and backbone.start_from open; a folder of its checkpoint_gpu_*.pt, or of
-        rank_*_softmax_weight.pt, a run folder that resumes with any number of ranks. With --to arcface_torch
-        a run of ours becomes such a folder. docs/migration.md shows each.""",
+        description="What SOURCE is decides what is made of it. A data set (folder, .tar, .rec, .arrow, .parquet, "
+        "a list of paths, WebDataset shards) is copied into another format; image bytes, order and labels are kept. "
+        "A config of arcface_torch (.py) becomes a configuration of ours (.yaml); its state dict of a backbone "
+        "(.pth, .pt) a checkpoint that evaluate, embed, export and backbone.start_from open; a folder of its "
+        "checkpoint_gpu_*.pt, or of rank_*_softmax_weight.pt, a run folder that resumes with any number of ranks. "
+        "With --to arcface_torch a run of ours becomes such a folder. docs/migration.md shows each.",
+        epilog="""examples:
+  mpsoftmax convert faces.rec faces.arrow
+  mpsoftmax convert 'train-*.parquet' faces.tar --number-classes --regroup
+  mpsoftmax convert train.lst@images/ faces.rec
+  mpsoftmax convert configs/ms1mv3_r50.py faces.yaml --world 8
+
+exit status: 0 written, complete; 2 a mistake in what was given: nothing was written""",
     )
     convert.add_argument(
-        "source", help="data set, arcface_torch's config, backbone or folder; a run"
+        "source",
+        help="data set (folder, .tar, .rec, .arrow, .parquet, list of paths, pattern of shards, glyphs, "
+        "synthetic); arcface_torch's config, backbone or folder; a run",
     )
     convert.add_argument(
         "destination",
-        help="what to write: nothing may be there; for data a suffix names the format",
+        help="what to write: nothing may be there; for data a new folder, or a file named .tar, .rec, .arrow "
+        "or .parquet",
     )
     convert.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="settings of the configuration made"
@@ -36,7 +46,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     data.add_argument(
         "--number-classes", action="store_true", help="name classes by their zero-padded index"
     )
-    add_under(data)
+    add_reader(data)
     theirs = convert.add_argument_group("arcface_torch")
     theirs.add_argument(
         "--world",
@@ -100,7 +110,7 @@ def backbone(options: argparse.Namespace, source: Path) -> int:
         f"{options.destination}: {net.name}, embedding_dim {net.embedding_dim}, images "
         f"{net.image_size[0]} x {net.image_size[1]}; every tensor fits"
     )
-    print(f"next: mpsoftmax evaluate {options.destination} PAIRS.bin, or")
+    print(f"next: mpsoftmax evaluate {options.destination} --data PAIRS.bin, or")
     print(f"      mpsoftmax train CONFIG backbone.start_from={options.destination}")
     return 0
 

@@ -12,8 +12,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "doctor",
         help="say whether machine, ranks and configuration go together",
         description="Versions, devices, limits, disk, data, and how the ranks reach each other: one page for "
-        "an issue, without secrets and host names. Exit status 0 if all is ok, 1 if a line needs a look.",
-        epilog="example: mpsoftmax doctor configs/faces_small.yaml --nproc 2 --json doctor.json",
+        "an issue, without secrets and host names.",
+        epilog="""example:
+  mpsoftmax doctor configs/faces_small.yaml --nproc 2 --json doctor.json
+
+exit status: 0 all is ok; 1 a line needs a look; 2 a mistake in what was given""",
     )
     add_config(doctor, optional=True)
     add_nproc(doctor)

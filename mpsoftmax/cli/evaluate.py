@@ -14,7 +14,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "evaluate",
         help="judge a trained model",
         description="Verification accuracy, TAR at FAR, AUC and EER with confidence intervals.",
-        epilog="example: mpsoftmax evaluate runs/faces --data lfw.bin",
+        epilog="""examples:
+  mpsoftmax evaluate runs/faces --data lfw.bin --json lfw.json
+  mpsoftmax evaluate runs/faces --data pairs.csv@images.tar --nproc 2
+
+exit status: 0; 1 a rank was lost; 2 a mistake in what was given""",
     )
     evaluate.add_argument("model", help="run folder, or one of its checkpoints/step-N")
     evaluate.add_argument(

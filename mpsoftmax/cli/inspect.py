@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mpsoftmax.cli.arguments import Commands, add_under, reader_options
+from mpsoftmax.cli.arguments import Commands, add_reader, reader_options
 
 DAMAGED = 1
 
@@ -15,9 +15,17 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="say what a data set or a run's checkpoints hold and what is wrong with them",
         description="Classes, images, class sizes, image sizes, problems. Of a run folder or a checkpoint: "
         "whether every file is what was written.",
+        epilog="""examples:
+  mpsoftmax inspect faces.tar
+  mpsoftmax inspect train.lst@images/ --reader dialect=face2rec
+  mpsoftmax inspect runs/faces
+
+exit status: 0; 1 a checkpoint is damaged; 2 a mistake in what was given""",
     )
     inspect.add_argument(
-        "path", help="folder, .tar, .rec, .arrow, .bin, glyphs, synthetic, run or checkpoint"
+        "path",
+        help="folder, .tar, .rec, .arrow, .parquet, list of paths, pattern of shards, .bin, glyphs, "
+        "synthetic, run or checkpoint",
     )
     inspect.add_argument(
         "--sample",
@@ -26,7 +34,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         metavar="N",
         help="images decoded (default 10000; -1: all)",
     )
-    add_under(inspect)
+    add_reader(inspect)
     return inspect
 
 

@@ -22,8 +22,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "plan",
         help="say what a training will cost: memory, communication, time",
         description="Arithmetic only: nothing is trained, and with --classes no data is opened.",
-        epilog="example: mpsoftmax plan configs/faces_small.yaml --classes 10000000 --gpus 8 "
-        "--gpu H100-80GB train.batch_size=1024",
+        epilog="""example:
+  mpsoftmax plan configs/faces_small.yaml --classes 10000000 --gpus 8 --gpu H100-80GB train.batch_size=1024
+
+exit status: 0, whether it fits or not; 2 a mistake in what was given""",
     )
     add_config(plan)
     plan.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks (default 1)")
@@ -56,6 +58,8 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     from mpsoftmax.plan.values import as_json
     from mpsoftmax.train.build import check_parts
 
+    if options.config is None:
+        raise ValueError("CONFIG: not given; allowed: a YAML file before key.path=value")
     sys.path.insert(0, os.getcwd())  # as in train
     per_node = ranks_per_node(options.gpus, options.nodes)
     figures = {name: getattr(options, name) for name in FIGURES}

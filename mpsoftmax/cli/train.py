@@ -3,43 +3,99 @@
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from mpsoftmax.cli.arguments import Commands, add_config, add_nproc
+from mpsoftmax.cli.arguments import Commands, add_config, add_nproc, new_file
 from mpsoftmax.cli.ranks import spawn, wants_ranks
+
+if TYPE_CHECKING:
+    from mpsoftmax.config import Config
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
-    """`train CONFIG` and its options."""
+    """`train [CONFIG]` and its options."""
     train = commands.add_parser(
         "train",
         help="train a model",
-        description="Train from a YAML file and key.path=value overrides. Alone, with --nproc, or under "
-        "torchrun or deepspeed on one or several nodes: the same run. A run folder that holds a checkpoint "
-        "is continued.",
-        epilog="example: mpsoftmax train configs/quickstart.yaml train.steps=200 --nproc 2",
+        description="Train from a YAML file and key.path=value overrides, or from data.train=PATH alone: "
+        "then what is not given is chosen from the data and said. Alone, with --nproc, or under torchrun or "
+        "deepspeed on one or several nodes: the same run. A run folder that holds a checkpoint is continued.",
+        epilog="""examples:
+  mpsoftmax train data.train=faces.tar                  all else chosen from the data
+  mpsoftmax train data.train=faces.tar --dry-run        only show what would be done
+  mpsoftmax train configs/quickstart.yaml train.steps=200 --nproc 2
+
+exit status: 0 trained to the last step; 1 a rank was lost; 2 a mistake in what was given;
+  128 + signal if a signal asked to stop (130 Ctrl-C, 143 SIGTERM): a checkpoint was written""",
     )
-    add_config(train)
+    add_config(train, optional=True)
     add_nproc(train)
     train.add_argument(
         "--print", action="store_true", help="print the resolved configuration and stop"
+    )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print configuration and plan, write the first batch as a picture, and stop",
+    )
+    train.add_argument(
+        "--picture",
+        metavar="PNG",
+        type=new_file,
+        help="of --dry-run (default: RUN/first-batch.png)",
     )
     return train
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Train; the status says how it ended (stopping.py)."""
-    from mpsoftmax.config import load, to_yaml
+    from mpsoftmax.config import to_yaml
     from mpsoftmax.train.build import check_parts
+    from mpsoftmax.train.settings import settings_of
 
     # As `python -m` and torchrun have it: a backbone beside the config is found by its import path.
     sys.path.insert(0, os.getcwd())
-    config = load(options.config, options.overrides)
+    world = options.nproc or int(os.environ.get("WORLD_SIZE", "1"))
+    config, said = settings_of(options.config, options.overrides, world)
     check_parts(config)
-    if options.print:
+    if options.picture and not options.dry_run:
+        raise ValueError(f"--picture: {options.picture!r}; allowed with --dry-run")
+    if options.print or options.dry_run:
+        if said and options.dry_run:
+            print(f"{said}\n")
         print(to_yaml(config), end="")
-        return 0
+        return show(config, world, options.picture) if options.dry_run else 0
     if wants_ranks(options):
         return spawn(options.nproc, given)
+    if said and os.environ.get("RANK", "0") == "0":
+        print(said, flush=True)
+    return train(config)
+
+
+def show(config: "Config", world: int, picture: str | None) -> int:
+    """What would be done: the plan of a step, and the first batch as a picture."""
+    from pathlib import Path
+
+    from mpsoftmax.data.contact_sheet import save_picture
+    from mpsoftmax.plan.machines import machine_of
+    from mpsoftmax.plan.page import render
+    from mpsoftmax.plan.planning import make_plan
+    from mpsoftmax.train.first_batch import first_batch
+    from mpsoftmax.train.inputs import total_steps, training_device
+
+    sheet, images, sizes = first_batch(config)
+    machine = machine_of("cpu" if training_device().type == "cpu" else "H100-80GB")
+    print(f"\n{render(make_plan(config, sizes, world, machine))}\n")
+    path = Path(picture or Path(config.run.dir) / "first-batch.png")
+    save_picture(sheet, path)
+    print(f"{total_steps(config, images):,} steps of {config.train.batch_size}")
+    print(f"{path}: the first images as the network will see them, with their classes")
+    print("nothing was trained; next: the same command without --dry-run")
+    return 0
+
+
+def train(config: "Config") -> int:
+    """As one rank, to the end."""
     from mpsoftmax.comm import connect, disconnect
     from mpsoftmax.train.loop import Trainer
     from mpsoftmax.train.stopping import Stopped, end_with_parent
@@ -52,6 +108,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
             summary = Trainer(config, comm).run()
         if comm.rank == 0:
             print(f"done: step {summary.steps}; results in {summary.folder}")
+            print(f"next: mpsoftmax evaluate {summary.folder} --data {_judged_by(config)}")
     except Stopped as stopped:
         if comm.rank == 0:
             print(f"mpsoftmax train: {stopped}", flush=True)
@@ -59,3 +116,8 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     finally:
         disconnect()
     return 0
+
+
+def _judged_by(config: "Config") -> str:
+    """A verification set to name in the next step's command."""
+    return config.data.eval[0] if config.data.eval else "pairs.csv@FOLDER-OR-TAR"

@@ -15,6 +15,10 @@ FIGURES = ("accuracy", "auc", "eer", "recall_at_1", "top1")
 """Of an evaluation, by which a checkpoint can be the best."""
 
 
+HELD_BACK = "held-back"
+"""The verification set made of data.held_back classes, in data.eval."""
+
+
 def check_ranges(config: Config) -> None:
     """Raise ValueError naming the first value out of range."""
     data, train, head = config.data, config.train, config.head
@@ -23,6 +27,8 @@ def check_ranges(config: Config) -> None:
         ("data.image_size", min(data.image_size), 8),
         ("data.min_images_per_class", data.min_images_per_class, 1),
         ("data.images_per_class", data.images_per_class, 1),
+        ("data.order_window", data.order_window, 1),
+        ("data.held_back", data.held_back, 0),
         ("data.workers", data.workers, 0),
         ("data.max_corrupt", data.max_corrupt, 0),
         ("data.seed", data.seed, 0),
@@ -73,6 +79,7 @@ def check_combinations(config: Config) -> None:
     """Raise ValueError for settings that contradict or ignore each other."""
     train, data = config.train, config.data
     check_datasets(config.data)
+    check_held_back(config.data)
     check_head(config)
     check_precision(train)
     check_tracking(config)
@@ -150,6 +157,11 @@ def check_datasets(data: DataConfig) -> None:
         return
     if not data.train:
         raise ValueError("data.train: an empty list; allowed: at least one dataset")
+    if data.reader:
+        raise ValueError(
+            f"data.reader: {data.reader}; allowed only where data.train is one path; in a list give it to a "
+            "dataset: {path: ..., reader: ...}"
+        )
     if data.under:
         raise ValueError(
             f"data.under: {data.under!r}; allowed only where data.train is one path; in a list give it to a "
@@ -166,6 +178,21 @@ def check_datasets(data: DataConfig) -> None:
         raise ValueError(
             f"data.train: weights {weights}; allowed: a weight for every dataset, or for none (their "
             "numbers of images)"
+        )
+
+
+def check_held_back(data: DataConfig) -> None:
+    """Raise ValueError where classes are held back for nothing, or the other way round."""
+    wanted = HELD_BACK in data.eval
+    if wanted != (data.held_back > 0):
+        raise ValueError(
+            f"data.held_back: {data.held_back} with data.eval={list(data.eval)}; allowed: both a number of "
+            f"classes and {HELD_BACK!r} among data.eval, or neither"
+        )
+    if data.held_back and len(data.datasets) > 1:
+        raise ValueError(
+            f"data.held_back: {data.held_back}; allowed where data.train is one dataset: of several, an "
+            "identity may lie in another one too"
         )
 
 

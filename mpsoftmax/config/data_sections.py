@@ -45,7 +45,9 @@ class DatasetConfig:
     margin: float | None = None
     """Margin of its samples in place of the objective's."""
     under: str = ""
-    """Only the classes below this path of a folder or tar."""
+    """Only the classes below this path of a folder or tar; of a folder of Parquet shards, the split."""
+    reader: dict[str, Any] = field(default_factory=dict)
+    """What the format's reader is told, as data.reader."""
     part: str = ""
     """k/n: of every class only the images k, k + n, k + 2n, ..., counted from 1."""
     min_images_per_class: int | None = None
@@ -57,21 +59,29 @@ class DataConfig:
     """What is trained on and in which order."""
 
     train: str | tuple[str | DatasetConfig, ...] = "glyphs"
-    """glyphs, synthetic, or a path: image folder, .tar, .rec, .arrow; or a list of datasets, each such a
-    name or {path: ..., weight: ...}."""
+    """glyphs, synthetic, or a path: image folder, .tar, .rec, .arrow, .parquet, a list of paths, shards
+    ([formats](data.md)); or a list of datasets, each such a name or {path: ..., weight: ...}."""
     under: str = ""
-    """Only the classes below this path of a folder or tar."""
+    """Only the classes below this path of a folder or tar; of a folder of Parquet shards, the split."""
+    reader: dict[str, Any] = field(default_factory=dict)
+    """What the format's reader is told: layout, label_key (tar); dialect, label_column (list); image_column,
+    label_column (Parquet)."""
     eval: tuple[str, ...] = ()
     """Verification sets: .bin files, pair lists (list.csv or list.txt, images beside it or in
-    `list.csv@folder-or.tar`), or glyphs-open, glyphs-closed."""
+    `list.csv@folder-or.tar`), glyphs-open, glyphs-closed, or held-back."""
     image_size: tuple[int, int] = (112, 112)
     """Height and width in pixels fed to the backbone."""
     crop: float = 1.0
     """Central share of each side of an image that is kept before resizing, in training and evaluation."""
     min_images_per_class: int = 1
     """Classes with fewer images are left out."""
-    order: Literal["images", "classes", "pk"] = "images"
-    """Uniform over images, uniform over classes, or groups of images_per_class images of one class."""
+    held_back: int = 0
+    """Classes of at least two images that are not trained on; their pairs are `held-back` in data.eval."""
+    order: Literal["images", "grouped", "classes", "pk"] = "images"
+    """Uniform over images; the same by groups that are read together (Parquet row groups, shards); uniform
+    over classes; or groups of images_per_class images of one class."""
+    order_window: int = 8
+    """Row groups or shards whose images order grouped shuffles together, and a reader keeps in memory."""
     images_per_class: int = 4
     """K of the pk order."""
     augment: str | tuple[dict[str, Any], ...] = "face"
@@ -83,7 +93,7 @@ class DataConfig:
     max_corrupt: int = 0
     """Undecodable images tolerated (left out of the loss) before training stops with the file's name."""
     seed: int = 0
-    """Key of the glyph split (which characters and fonts are held out)."""
+    """Key of what is held out: the glyph split's characters and fonts, and the classes of held_back."""
     glyphs: GlyphsConfig = field(default_factory=GlyphsConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
@@ -91,7 +101,7 @@ class DataConfig:
     def datasets(self) -> tuple[DatasetConfig, ...]:
         """data.train as a list of datasets, each with its name; names that would repeat are numbered."""
         if isinstance(self.train, str):
-            alone = DatasetConfig(path=self.train, under=self.under)
+            alone = DatasetConfig(path=self.train, under=self.under, reader=self.reader)
             return (replace(alone, name=alone.path),)
         listed = [DatasetConfig(path=d) if isinstance(d, str) else d for d in self.train]
         names = [PurePath(d.path).stem or d.path for d in listed]

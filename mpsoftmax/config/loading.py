@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from mpsoftmax.config.sections import Config
+from mpsoftmax.data.near_names import near_name
 from mpsoftmax.strict import build, parse_yaml
 
 
@@ -38,8 +39,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path}: cannot be read: {error}") from error
+    except OSError as error:
+        hint = near_name(path) if isinstance(error, FileNotFoundError) else ""
+        raise ValueError(f"config {path}: cannot be read: {error.strerror}{hint}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config {path}: not UTF-8 text: {error}") from error
     tree = parse_yaml(text, f"config {path}")
     if tree is None:
         return {}

@@ -58,6 +58,11 @@ class ArrowImages:
         """One name a class."""
         return self._class_names
 
+    @property
+    def group_starts(self) -> np.ndarray:
+        """int64 [batches + 1], index of each record batch's first row, and n; none is empty."""
+        return np.unique(self._starts)
+
     def __len__(self) -> int:
         return len(self._labels)
 

@@ -1,4 +1,4 @@
-"""Converting image sets between folder, tar, RecordIO and Arrow, bytes, order and labels exact.
+"""Converting image sets between folder, tar, RecordIO, Arrow and Parquet, bytes, order and labels exact.
 
 Encoded images are copied byte for byte; images that exist only as arrays (glyphs, synthetic) are
 encoded as PNG, which is lossless. What the target cannot carry is refused, never changed: a folder
@@ -7,6 +7,7 @@ samples and no empty classes; RecordIO no label above 2^24.
 """
 
 import io
+import itertools
 import os
 import tarfile
 from collections.abc import Callable
@@ -21,11 +22,12 @@ from mpsoftmax.data.folder import IMAGE_SUFFIXES, FolderImages, TarImages
 from mpsoftmax.data.image_set import ImageSet, Subset, check_labels, encoded
 from mpsoftmax.data.new_files import new_files
 from mpsoftmax.data.open import open_images
+from mpsoftmax.data.parquet_output import write_parquet
 from mpsoftmax.data.record_output import STYLES, is_contiguous, write_records
 from mpsoftmax.data.string_table import NumberNames
 
 Progress = Callable[[int, int], None]
-FORMATS = {".tar": "tar", ".rec": "rec", ".arrow": "arrow"}
+FORMATS = {".tar": "tar", ".rec": "rec", ".arrow": "arrow", ".parquet": "parquet"}
 _SIGNATURES = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG", ".png"),
@@ -44,7 +46,7 @@ class Converted:
 
     Attributes:
         path: The file or folder.
-        format: ``folder``, ``tar``, ``rec (insightface)``, ``rec (im2rec)`` or ``arrow``.
+        format: ``folder``, ``tar``, ``rec (insightface)``, ``rec (im2rec)``, ``arrow`` or ``parquet``.
         num_images: Images written.
         num_classes: Classes.
     """
@@ -69,7 +71,7 @@ def convert(
 
     Args:
         src: A set, or what ``open_images`` takes.
-        dst: ``*.tar``, ``*.rec``, ``*.arrow``, or a folder: a name without suffix, or any name
+        dst: ``*.tar``, ``*.rec``, ``*.arrow``, ``*.parquet``, or a folder: a name without suffix, or any name
             ending in ``/``.
         style: For ``.rec``: ``insightface``, ``im2rec``, or ``auto``: InsightFace style where the
             images of every class are contiguous, as it needs, else im2rec style.
@@ -101,7 +103,7 @@ def convert(
         label = f"rec ({style})"
         _write_rec(path, images, style, progress)
     else:
-        write = {"folder": _write_folder, "tar": _write_tar, "arrow": write_arrow}[kind]
+        write = _WRITERS[kind]
         with new_files(path) as (temporary,):
             write(temporary, images, progress)
     return Converted(path, label, len(images), len(images.class_names))
@@ -126,7 +128,7 @@ def _target(dst: str | Path) -> tuple[str, Path]:
         return "folder", path
     if suffix not in FORMATS:
         raise ValueError(
-            f"target {str(dst)!r}: expected *.tar, *.rec, *.arrow, or a folder: no suffix, or a"
+            f"target {str(dst)!r}: expected *.tar, *.rec, *.arrow, *.parquet, or a folder: no suffix, or a"
             " name ending in '/'"
         )
     return FORMATS[suffix], path
@@ -167,6 +169,14 @@ def _write_tar(path: Path, images: ImageSet, progress: Progress | None) -> None:
                 progress(index + 1, len(images))
 
 
+_WRITERS: dict[str, Callable[[Path, ImageSet, Progress | None], None]] = {
+    "folder": _write_folder,
+    "tar": _write_tar,
+    "arrow": write_arrow,
+    "parquet": write_parquet,
+}
+
+
 def _tree(images: ImageSet) -> Callable[[int, bytes], str]:
     """How to name image files so that reading the tree gives the same order and labels.
 
@@ -174,10 +184,10 @@ def _tree(images: ImageSet) -> Callable[[int, bytes], str]:
     the suffix its bytes call for (``.jpg`` for bytes of no known image format).
     """
     _check_tree(images)
-    if isinstance(images, FolderImages | TarImages):
+    names, labels = images.class_names, images.labels
+    if isinstance(images, FolderImages | TarImages) and _is_tree(images):
         paths = images.paths
         return lambda index, image: paths[index]
-    names, labels = images.class_names, images.labels
     numbers = NumberNames(len(images))
 
     def path_of(index: int, image: bytes) -> str:
@@ -185,6 +195,14 @@ def _tree(images: ImageSet) -> Callable[[int, bytes], str]:
         return f"{names[int(labels[index])]}/{numbers[index]}{suffix}"
 
     return path_of
+
+
+def _is_tree(images: FolderImages | TarImages) -> bool:
+    """Whether paths say the classes and sort in the images' order; those of a list need not."""
+    keys = [path.rpartition("/")[::2] for path in images.paths]
+    names = [images.class_names[int(label)] for label in images.labels]
+    folders = [folder for folder, _ in keys]
+    return folders == names and all(a < b for a, b in itertools.pairwise(keys))
 
 
 def _check_tree(images: ImageSet) -> None:

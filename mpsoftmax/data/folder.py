@@ -18,7 +18,7 @@ import numpy as np
 
 from mpsoftmax.data.positional_file import PositionalFile
 from mpsoftmax.data.string_table import StringTable
-from mpsoftmax.data.tar_index import index_tar
+from mpsoftmax.data.tar_index import TarIndex, index_tar
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -122,7 +122,9 @@ def open_folder(path: str | os.PathLike[str], under: str = "") -> FolderImages:
     )
 
 
-def open_tar(path: str | os.PathLike[str], under: str = "") -> TarImages:
+def open_tar(
+    path: str | os.PathLike[str], under: str = "", index: TarIndex | None = None
+) -> TarImages:
     """Read a folder per class inside an uncompressed tar without unpacking it.
 
     Headers are read once; images are then read in place. Of members with the same name the last
@@ -131,12 +133,13 @@ def open_tar(path: str | os.PathLike[str], under: str = "") -> TarImages:
     Args:
         path: The archive.
         under: Folder inside it to take instead of its root.
+        index: Of this archive, where it was made before.
 
     Raises:
         ValueError: Damaged or compressed archive, or no image in it.
     """
     file = PositionalFile(path)
-    index = index_tar(file)
+    index = index_tar(file) if index is None else index
     problems = list(index.problems)
     prefix = _prefix(under)
     found: dict[str, int] = {}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpsoftmax.data.balanced_pairs import NUM_FOLDS, different_pairs, in_folds, members_of
 from mpsoftmax.data.glyphs import Glyphs
-
-NUM_FOLDS = 10
 
 
 def glyph_pairs(images: Glyphs, num_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,20 +32,11 @@ def glyph_pairs(images: Glyphs, num_pairs: int, seed: int) -> tuple[np.ndarray, 
             f" ({NUM_FOLDS} folds, half of each the same character)"
         )
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, num_pairs], np.uint64)))
-    members = _members(images.labels)
+    members = members_of(images.labels)
     half = num_pairs // 2
     same = rng.permutation(_same_pairs(images, members, half, rng))
-    different = _different_pairs(members, half, rng)
-    shape = (NUM_FOLDS, half // NUM_FOLDS, 2)
-    pairs = np.concatenate([same.reshape(shape), different.reshape(shape)], axis=1).reshape(-1, 2)
-    flags = np.repeat([True, False], half // NUM_FOLDS)
-    return pairs, np.tile(flags, NUM_FOLDS)
-
-
-def _members(labels: np.ndarray) -> list[np.ndarray]:
-    order = np.argsort(labels, kind="stable")
-    bounds = np.flatnonzero(np.diff(labels[order])) + 1
-    return np.split(order, bounds)
+    _check_different(members, half)
+    return in_folds(same, different_pairs(members, half, rng))
 
 
 def _same_pairs(
@@ -75,8 +65,8 @@ def _same_pairs(
     return np.stack(pairs[:num])
 
 
-def _different_pairs(members: list[np.ndarray], num: int, rng: np.random.Generator) -> np.ndarray:
-    """int64 [num, 2]: two characters drawn uniformly, one image of each."""
+def _check_different(members: list[np.ndarray], num: int) -> None:
+    """Refuse more pairs of two characters than there are."""
     sizes = np.array([len(rows) for rows in members], np.int64)
     available = (int(sizes.sum()) ** 2 - int((sizes**2).sum())) // 2
     if available < num:
@@ -84,10 +74,3 @@ def _different_pairs(members: list[np.ndarray], num: int, rng: np.random.Generat
             f"num_pairs: {2 * num} needs {num} pairs of different characters,"
             f" the images give {available}"
         )
-    pairs: dict[tuple[int, int], None] = {}  # in the order drawn
-    while len(pairs) < num:
-        one, other = rng.integers(len(members), size=2)
-        if one != other:
-            pair = (int(rng.choice(members[one])), int(rng.choice(members[other])))
-            pairs.setdefault((min(pair), max(pair)))
-    return np.array(list(pairs), np.int64)

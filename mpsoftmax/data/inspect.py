@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from mpsoftmax.data.arrow import ArrowImages, open_arrow
+from mpsoftmax.data.arrow import ArrowImages
 from mpsoftmax.data.decode import CorruptImage, decode
 from mpsoftmax.data.folder import FolderImages, TarImages
 from mpsoftmax.data.image_set import IGNORE, ImageSet
 from mpsoftmax.data.inspection import EXAMPLES, Inspection, Problem
-from mpsoftmax.data.open import open_images
+from mpsoftmax.data.open import listed, open_images
 from mpsoftmax.data.pairs import read_bin
-from mpsoftmax.data.record_images import RecordImages, open_records
+from mpsoftmax.data.parquet import ParquetImages
+from mpsoftmax.data.record_images import RecordImages
+from mpsoftmax.data.webdataset import ShardImages
 
 SAMPLE = 10_000
 
@@ -86,20 +88,23 @@ class _Findings:
 
 def _open(path: str | Path, options: dict[str, Any]) -> ImageSet:
     """Open without refusing labels out of range: they are to be reported."""
-    place = Path(path)
-    if place.is_dir() and (place / "train.rec").exists():
-        place = place / "train.rec"
-    if place.suffix.lower() == ".rec":
-        return open_records(place, check=False, **options)
-    if place.suffix.lower() == ".arrow":
-        return open_arrow(place, check=False, **options)
-    return open_images(path, **options)
+    if str(path) in ("glyphs", "synthetic"):
+        return open_images(path, **options)
+    return open_images(path, check=False, **options)
 
 
 def _format(images: ImageSet, path: str) -> str:
     if isinstance(images, RecordImages):
         return f"rec ({images.style})"
-    kinds = ((FolderImages, "folder"), (TarImages, "tar"), (ArrowImages, "arrow"))
+    kinds = (
+        (FolderImages, "folder"),
+        (TarImages, "tar"),
+        (ArrowImages, "arrow"),
+        (ParquetImages, "parquet"),
+        (ShardImages, "webdataset"),
+    )
+    if isinstance(images, FolderImages | TarImages) and listed(path):
+        return "list of paths"
     return next((name for kind, name in kinds if isinstance(images, kind)), path)
 
 

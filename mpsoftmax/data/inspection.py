@@ -31,8 +31,8 @@ class Inspection:
 
     Attributes:
         path: What was inspected.
-        format: ``folder``, ``tar``, ``rec (insightface)``, ``rec (im2rec)``, ``arrow``, ``bin``,
-            or the name of a built-in set.
+        format: ``folder``, ``tar``, ``rec (insightface)``, ``rec (im2rec)``, ``arrow``, ``parquet``,
+            ``webdataset``, ``list of paths``, ``bin``, or the name of a built-in set.
         num_classes: Classes, empty ones included.
         num_images: Images, ignored ones included.
         num_ignored: Images labelled -1.

@@ -7,7 +7,7 @@ position) alone, so neither the number of workers nor the number of ranks change
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 
@@ -90,7 +90,7 @@ class Loader:
         self._workers = workers
         self._max_corrupt = max_corrupt
 
-    def stream(self, cuts: Iterable[tuple[int, int]]) -> Iterator[Batch]:
+    def stream(self, cuts: Iterable[tuple[int, int]]) -> Generator[Batch, None, None]:
         """One batch for each cut, in order.
 
         With workers, `cuts` is read some batches ahead. The workers end when the iterator is

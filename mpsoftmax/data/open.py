@@ -1,32 +1,51 @@
 """Opening a set of labelled images by its name."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mpsoftmax.data.arrow import open_arrow
-from mpsoftmax.data.folder import open_folder, open_tar
+from mpsoftmax.data.folder import open_folder
 from mpsoftmax.data.image_set import ImageSet
+from mpsoftmax.data.near_names import near_name
+from mpsoftmax.data.parquet import open_parquet
+from mpsoftmax.data.path_lists import SUFFIXES as LIST_SUFFIXES
+from mpsoftmax.data.path_lists import open_path_list
 from mpsoftmax.data.record_images import open_records
+from mpsoftmax.data.shards import expand, is_pattern, parquet_shards, top_files
+from mpsoftmax.data.tars import open_tars
 
-_FILES = {".tar": open_tar, ".rec": open_records, ".arrow": open_arrow}
-_ALLOWED = (
-    "'glyphs', 'synthetic', a folder with a folder per class, a folder with train.rec,"
-    " *.tar, *.rec, *.arrow"
+ALLOWED = (
+    "'glyphs', 'synthetic', a folder with a folder per class, a folder with train.rec or of .parquet or .tar"
+    " shards, *.tar, *.rec, *.arrow, *.parquet, a list of paths (.txt, .lst, .tsv, .csv; or"
+    " LIST@FOLDER-OR-TAR), a pattern such as 'shard-{000..099}.tar' or 'train-*.parquet'"
 )
+
+_OPTIONS: dict[Callable[..., ImageSet], tuple[str, ...]] = {
+    open_folder: ("under",),
+    open_tars: ("under", "layout", "label_key"),
+    open_records: ("allow_unindexed",),
+    open_arrow: (),
+    open_parquet: ("image_column", "label_column", "cache_groups"),
+    open_path_list: ("dialect", "label_column"),
+}
+"""What each format's reader can be told."""
 
 
 def open_images(spec: str | Path, **options: Any) -> ImageSet:
     """Open a set of labelled images.
 
     Args:
-        spec: ``glyphs``, ``synthetic``, or a path: a folder per class (or a folder that holds
-            ``train.rec``), ``*.tar``, ``*.rec``, ``*.arrow``. A folder of the name ``glyphs`` is
-            written ``./glyphs``.
-        **options: What the format takes: ``under`` for folder and tar, ``allow_unindexed`` for
-            .rec; ``glyphs`` and ``synthetic`` have their own.
+        spec: ``glyphs``, ``synthetic``, or a path: a folder per class, a folder that holds
+            ``train.rec`` or shards, ``*.tar``, ``*.rec``, ``*.arrow``, ``*.parquet``, a list of paths, a
+            pattern of shards. A folder of the name ``glyphs`` is written ``./glyphs``.
+        **options: What the format takes: ``under`` for folder, tar and the split of a Parquet
+            folder, ``allow_unindexed`` for .rec, ``layout`` and ``label_key`` for tars, ``dialect`` and
+            ``label_column`` for lists, ``image_column`` and ``label_column`` for Parquet, ``check``
+            for what can hold a label out of range; ``glyphs`` and ``synthetic`` have their own.
 
     Raises:
-        ValueError: Nothing of that name, an unknown format, or a malformed file.
+        ValueError: Nothing of that name, an unknown format or option, or a malformed file.
     """
     if spec == "glyphs":
         from mpsoftmax.data.glyphs import open_glyphs
@@ -37,13 +56,100 @@ def open_images(spec: str | Path, **options: Any) -> ImageSet:
 
         return Synthetic(**options)
     path = Path(spec)
-    if path.is_dir():
-        record = path / "train.rec"
-        if record.exists():
-            return open_records(record, **options)
-        return open_folder(path, **options)
-    if not path.exists():
-        raise ValueError(f"data {str(spec)!r}: no such file or folder; expected {_ALLOWED}")
-    if path.suffix.lower() not in _FILES:
-        raise ValueError(f"data {str(spec)!r}: unknown format; expected {_ALLOWED}")
-    return _FILES[path.suffix.lower()](path, **options)
+    try:
+        if path.is_dir():
+            return _open_folder(path, options)
+        if path.exists():
+            return _open_file(path, options)
+    except PermissionError as error:
+        raise ValueError(
+            f"data {str(spec)!r}: cannot be read: {error.strerror}: {error.filename}"
+        ) from error
+    return _open_other(str(spec), path, options)
+
+
+def listed(spec: str) -> bool:
+    """Whether a name is that of a list of paths, with or without its folder or tar."""
+    return Path(spec.partition("@")[0]).suffix.lower() in LIST_SUFFIXES
+
+
+def _open_folder(path: Path, options: dict[str, Any]) -> ImageSet:
+    """A folder by what lies directly in it."""
+    record = path / "train.rec"
+    if record.exists():
+        return _call(open_records, str(path), record, **options)
+    files, folders = top_files(path)
+    tables = _with_suffix(files, ".parquet")
+    if not tables and [one.name for one in folders] == [
+        "data"
+    ]:  # as a repository of the hub has it
+        within, _ = top_files(folders[0])
+        if _with_suffix(within, ".parquet"):
+            return _open_folder(folders[0], options)
+    if tables and not folders:
+        under = options.pop("under", "")
+        return _call(open_parquet, str(path), parquet_shards(path, under), **options)
+    tars = _with_suffix(files, ".tar")
+    if tars and not folders:
+        return _call(open_tars, str(path), tars, **options)
+    return _call(open_folder, str(path), path, **options)
+
+
+def _open_file(path: Path, options: dict[str, Any]) -> ImageSet:
+    """A file by its suffix."""
+    suffix, text = path.suffix.lower(), str(path)
+    if suffix == ".tar":
+        return _call(open_tars, text, [path], **options)
+    if suffix == ".rec":
+        return _call(open_records, text, path, **options)
+    if suffix == ".arrow":
+        return _call(open_arrow, text, path, **options)
+    if suffix == ".parquet":
+        return _call(open_parquet, text, [path], **options)
+    if suffix in LIST_SUFFIXES:
+        return _call(open_path_list, text, path, **options)
+    raise ValueError(f"data {text!r}: unknown format; expected {ALLOWED}")
+
+
+def _open_other(spec: str, path: Path, options: dict[str, Any]) -> ImageSet:
+    """What is no path as it stands: a pattern, or a list with its folder or tar."""
+    if is_pattern(spec):
+        paths = expand(spec)
+        suffixes = {one.suffix.lower() for one in paths}
+        if suffixes == {".parquet"}:
+            return _call(open_parquet, spec, paths, **options)
+        if suffixes == {".tar"}:
+            return _call(open_tars, spec, paths, **options)
+        raise ValueError(
+            f"data {spec!r}: files {', '.join(sorted(suffixes))}; allowed for a pattern: .tar or .parquet"
+        )
+    listed, at, holder = spec.partition("@")
+    if at and Path(listed).is_file():
+        _check_options(open_path_list, spec, options)
+        return open_path_list(Path(listed), Path(holder), **options)
+    raise ValueError(
+        f"data {spec!r}: no such file or folder{near_name(listed if at else path)}; expected {ALLOWED}"
+    )
+
+
+def _with_suffix(files: list[Path], suffix: str) -> list[Path]:
+    return [path for path in files if path.suffix.lower() == suffix]
+
+
+def _check_options(reader: Callable[..., ImageSet], spec: str, options: dict[str, Any]) -> None:
+    """Refuse an option that a format does not have."""
+    taken = _OPTIONS[reader]
+    strange = sorted(set(options) - {*taken, "check"})
+    if strange:
+        raise ValueError(
+            f"data {spec!r}: {strange[0]}={options[strange[0]]!r} is no option of this format; allowed: "
+            f"{', '.join(taken) or 'none'}"
+        )
+
+
+def _call(reader: Callable[..., ImageSet], spec: str, place: Any, **options: Any) -> ImageSet:
+    """Open, after a look at the options."""
+    _check_options(reader, spec, options)
+    if reader is open_folder:  # it numbers the classes itself and has no label to check
+        options.pop("check", None)
+    return reader(place, **options)

@@ -5,6 +5,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from mpsoftmax.data.near_names import near_name
+
 
 class PositionalFile:
     """A file read with ``pread``: no shared position, so forked workers cannot disturb each other.
@@ -24,7 +26,9 @@ class PositionalFile:
         try:
             info = os.stat(self.path)
         except FileNotFoundError:
-            raise ValueError(f"{self.path}: no such file") from None
+            raise ValueError(f"{self.path}: no such file{near_name(self.path)}") from None
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read: {error.strerror}") from None
         if not stat.S_ISREG(info.st_mode):
             raise ValueError(f"{self.path}: not a regular file")
         self.size = info.st_size
@@ -41,7 +45,10 @@ class PositionalFile:
                 f" but the file has {self.size} bytes"
             )
         if self._fd is None:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise ValueError(f"{self.path}: cannot be read: {error.strerror}") from None
         data = os.pread(self._fd, length, offset)
         while len(data) < length:  # the kernel cuts reads above 2 GiB
             more = os.pread(self._fd, length - len(data), offset + len(data))

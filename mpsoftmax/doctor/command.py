@@ -49,8 +49,6 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
 def configuration(options: argparse.Namespace) -> Config:
     """The configuration that is asked about; the defaults where none is given."""
     path, overrides = options.config, list(options.overrides)
-    if path is not None and "=" in path and not Path(path).exists():
-        path, overrides = None, [path, *overrides]
     return load(path, overrides if path is not None else ["train.steps=1", *overrides])
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from mpsoftmax.strict import suggestion
+
 GIGA, TERA = 1e9, 1e12
 
 
@@ -117,7 +119,7 @@ def machine_of(
         ValueError: an unknown name, or a figure that is not positive.
     """
     if name not in MACHINES:
-        raise ValueError(f"--gpu: {name!r}; allowed: {', '.join(MACHINES)}")
+        raise ValueError(f"--gpu: {name!r}{suggestion(name, list(MACHINES))}")
     given = {
         "memory": memory, "bandwidth": bandwidth, "network": network, "link": link, "per_node": per_node,
     }  # fmt: skip

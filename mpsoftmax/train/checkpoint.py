@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mpsoftmax.comm import AgreedError, Comm
+from mpsoftmax.data.near_names import near_name
 from mpsoftmax.train.checkpoint_index import METADATA_FILE, Reader, read_index
 from mpsoftmax.train.sums import SUMS_FILE, Sums, damage, sums_of
 
@@ -239,6 +240,8 @@ def checkpoint_of(field: str, model: str, comm: Comm) -> Path:
         return path
     latest = Checkpoints(path / "checkpoints", comm).latest()
     if latest is None:
+        if not path.exists():
+            raise ValueError(f"{field}: {model}: no such folder{near_name(path)}")
         raise ValueError(
             f"{field}: {model}: neither a run folder with checkpoints/latest nor a checkpoint"
         )

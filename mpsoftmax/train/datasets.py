@@ -7,10 +7,13 @@ import numpy as np
 
 from mpsoftmax.config import Config, DatasetConfig, GlyphsConfig
 from mpsoftmax.config.checks import parse_part
+from mpsoftmax.data.grouped_order import GroupedOrder, group_starts
+from mpsoftmax.data.held_back import hold_back
 from mpsoftmax.data.image_set import ImageSet, keep_classes, keep_part
 from mpsoftmax.data.mixture import MixtureOrder
 from mpsoftmax.data.open import open_images
 from mpsoftmax.data.order import ClassesOrder, ImagesOrder, Order, PKOrder
+from mpsoftmax.data.parquet import ParquetImages
 from mpsoftmax.data.union import Union, UnionNames
 
 
@@ -32,13 +35,12 @@ def reader_options(config: Config, dataset: DatasetConfig, where: str) -> Mappin
     """What the reader of one dataset is told.
 
     Raises:
-        ValueError: `under` for a set that has no folders.
+        ValueError: `under` or `reader` for a set that is not read.
     """
     data = config.data
-    if dataset.path in ("glyphs", "synthetic") and dataset.under:
-        raise ValueError(
-            f"{where}under: {dataset.under!r}; allowed only where data.train is a path"
-        )
+    for key, value in (("under", dataset.under), ("reader", dataset.reader)):
+        if dataset.path in ("glyphs", "synthetic") and value:
+            raise ValueError(f"{where}{key}: {value!r}; allowed only where data.train is a path")
     if dataset.path == "glyphs":
         return glyph_options(config, "train")
     if dataset.path == "synthetic":
@@ -48,7 +50,7 @@ def reader_options(config: Config, dataset: DatasetConfig, where: str) -> Mappin
             "size": data.image_size,
             "seed": data.seed,
         }
-    return {"under": dataset.under} if dataset.under else {}
+    return {**dataset.reader, **({"under": dataset.under} if dataset.under else {})}
 
 
 def open_dataset(config: Config, dataset: DatasetConfig, where: str) -> ImageSet:
@@ -57,12 +59,15 @@ def open_dataset(config: Config, dataset: DatasetConfig, where: str) -> ImageSet
     Raises:
         ValueError: it cannot be opened or holds no images; names the config path `where`.
     """
-    least = dataset.min_images_per_class or config.data.min_images_per_class
+    data = config.data
+    least = dataset.min_images_per_class or data.min_images_per_class
     options = reader_options(config, dataset, "data." if where == "data.train" else f"{where}.")
     try:
         images = open_images(dataset.path, **options)
         if len(images) == 0:
             raise ValueError(f"{dataset.path} holds no images")
+        if isinstance(images, ParquetImages) and data.order == "grouped":
+            images.cache_groups = max(images.cache_groups, data.order_window)
         if dataset.part:
             images = keep_part(images, *parse_part("part", dataset.part))
         return keep_classes(images, least)
@@ -76,15 +81,34 @@ def open_training_images(config: Config) -> ImageSet:
     Raises:
         ValueError: as `open_dataset`.
     """
-    datasets = config.data.datasets
-    listed = not isinstance(config.data.train, str)
+    data = config.data
+    datasets = data.datasets
+    listed = not isinstance(data.train, str)
     parts = [
         open_dataset(config, dataset, f"data.train[{i}]" if listed else "data.train")
         for i, dataset in enumerate(datasets)
     ]
+    if data.held_back:
+        return _held_back(config, parts[0])[0]
     if len(parts) == 1:
         return parts[0]
     return Union(parts, [str(dataset.name) for dataset in datasets])
+
+
+def open_held_back(config: Config) -> ImageSet:
+    """The classes of data.train that are not trained on: data.held_back of them.
+
+    Raises:
+        ValueError: as `open_dataset`, or the set has too few such classes.
+    """
+    return _held_back(config, open_dataset(config, config.data.datasets[0], "data.train"))[1]
+
+
+def _held_back(config: Config, images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    try:
+        return hold_back(images, config.data.held_back, config.data.seed)
+    except ValueError as error:
+        raise ValueError(f"data.held_back: {error}") from error
 
 
 def sizes_of(images: ImageSet) -> tuple[int, ...]:
@@ -103,10 +127,9 @@ def build_order(config: Config, images: ImageSet) -> Order:
     """data.order over the images; of several datasets, each in its own order, mixed by their weights."""
     seed, data = config.train.seed, config.data
     if not isinstance(images, Union):
-        return order_within(config, images.labels, seed)
+        return order_within(config, images, seed)
     orders = [
-        order_within(config, part.labels, dataset_seed(seed, b))
-        for b, part in enumerate(images.parts)
+        order_within(config, part, dataset_seed(seed, b)) for b, part in enumerate(images.parts)
     ]
     given = [dataset.weight for dataset in data.datasets]
     weights = [
@@ -117,8 +140,21 @@ def build_order(config: Config, images: ImageSet) -> Order:
     return MixtureOrder(orders, images.starts[:-1].tolist(), weights, group)
 
 
-def order_within(config: Config, labels: np.ndarray, seed: int) -> Order:
-    """data.order of one dataset."""
+def order_within(config: Config, images: ImageSet, seed: int) -> Order:
+    """data.order of one dataset.
+
+    Raises:
+        ValueError: grouped, and the set has no groups.
+    """
+    labels = images.labels
+    if config.data.order == "grouped":
+        starts = group_starts(images)
+        if starts is None:
+            raise ValueError(
+                "data.order: grouped; allowed where images are read in groups: .parquet, .arrow, WebDataset "
+                "shards; others are read one by one, in any order"
+            )
+        return GroupedOrder(starts, seed, config.data.order_window)
     if config.data.order == "classes":
         return ClassesOrder(labels, seed)
     if config.data.order == "pk":

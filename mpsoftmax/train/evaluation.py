@@ -15,20 +15,25 @@ from torch import Tensor, nn
 
 from mpsoftmax.comm import Comm
 from mpsoftmax.config import Config
+from mpsoftmax.config.checks import HELD_BACK
+from mpsoftmax.data.balanced_pairs import class_pairs
+from mpsoftmax.data.geometry_transforms import Flip
 from mpsoftmax.data.glyph_pairs import glyph_pairs
 from mpsoftmax.data.glyphs import open_glyphs
 from mpsoftmax.data.image_set import ImageSet
+from mpsoftmax.data.near_names import near_name
 from mpsoftmax.data.pairs import read_bin, read_pairs
 from mpsoftmax.evaluate.curves import Curves, curves
 from mpsoftmax.evaluate.embed import embed, raw_pixels
 from mpsoftmax.evaluate.retrieval import recall_at_1
 from mpsoftmax.evaluate.verification import VerificationResult, verify
 from mpsoftmax.head.head import ModelParallelSoftmax
-from mpsoftmax.train.datasets import glyph_options
+from mpsoftmax.train.build import build_augment
+from mpsoftmax.train.datasets import glyph_options, open_held_back
 from mpsoftmax.train.precision import autocast_dtype
 
 GLYPH_SETS = {"glyphs-open": "open", "glyphs-closed": "closed"}
-NUM_GLYPH_PAIRS = 6000
+NUM_PAIRS = 6000
 EMBED_BATCH = 64
 
 
@@ -54,8 +59,8 @@ def open_evaluation_set(spec: str, config: Config) -> EvaluationSet:
     """A verification set by its name in data.eval.
 
     Args:
-        spec: `glyphs-open`, `glyphs-closed`, a .bin file, or a pair list, with the folder or tar that holds
-            its images after an @ (default: the list's own folder).
+        spec: `glyphs-open`, `glyphs-closed`, `held-back`, a .bin file, or a pair list, with the folder or
+            tar that holds its images after an @ (default: the list's own folder).
         config: Whose glyph settings apply.
 
     Raises:
@@ -63,21 +68,33 @@ def open_evaluation_set(spec: str, config: Config) -> EvaluationSet:
     """
     if spec in GLYPH_SETS:
         images = open_glyphs(**glyph_options(config, GLYPH_SETS[spec]))
-        pairs, same = glyph_pairs(images, NUM_GLYPH_PAIRS, seed=config.data.seed)
+        pairs, same = glyph_pairs(images, NUM_PAIRS, seed=config.data.seed)
         return EvaluationSet(
             spec, images, pairs, same, mirror=False, fonts=images.fonts, families=images.families
         )
+    if spec == HELD_BACK:
+        images = open_held_back(config)
+        try:
+            pairs, same = class_pairs(images.labels, NUM_PAIRS, seed=config.data.seed)
+        except ValueError as error:
+            raise ValueError(f"data.held_back: {config.data.held_back}: {error}") from error
+        return EvaluationSet(spec, images, pairs, same, mirror=mirrors(config))
     path, _, holder = spec.partition("@")
     if not Path(path).is_file():
         raise ValueError(
-            f"data.eval: {spec!r}: no such file; allowed: {', '.join(GLYPH_SETS)}, a .bin file, or a pair "
-            "list as LIST or LIST@FOLDER-OR-TAR"
+            f"data.eval: {spec!r}: no such file{near_name(path)}; allowed: {', '.join(GLYPH_SETS)}, "
+            f"{HELD_BACK}, a .bin file, or a pair list as LIST or LIST@FOLDER-OR-TAR"
         )
     name = Path(path).stem
     found = (
         read_bin(path) if path.endswith(".bin") else read_pairs(path, holder or Path(path).parent)
     )
     return EvaluationSet(name, found.images, found.pairs, found.same, mirror=True)
+
+
+def mirrors(config: Config) -> bool:
+    """Whether the training takes an image and its mirror image for the same thing."""
+    return any(isinstance(one, Flip) for one in build_augment(config))
 
 
 def pair_similarity(embeddings: Tensor, pairs: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mpsoftmax.comm import AgreedError, Comm
 from mpsoftmax.config import Config, to_tree, to_yaml
+from mpsoftmax.data.ahead import on_device
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.order import share
@@ -169,9 +170,7 @@ class Trainer:
             return None if latest is None else latest.name
 
         found = self.comm.share(self.comm.together(find))
-        if self.comm.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.comm.barrier()
+        self.comm.together(self._make_folder)
         if len(set(found)) > 1 or not all(self.comm.share(self.folder.is_dir())):
             raise AgreedError(
                 f"run.dir: {self.folder} is not the same folder on all ranks; allowed: one on a file system "
@@ -180,6 +179,19 @@ class Trainer:
         if found[0] is None:
             return None
         return self.checkpoints.last_good(self.checkpoints.folder / found[0])
+
+    def _make_folder(self) -> None:
+        """The run folder, by rank 0."""
+        if self.comm.rank > 0:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"run.dir: {self.folder} cannot be created: {error.strerror}"
+            ) from error
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise ValueError(f"run.dir: {self.folder} cannot be written to: permission denied")
 
     def _resume(self, path: Path) -> None:
         state = self.comm.together(lambda: read_state(path))
@@ -251,7 +263,7 @@ class Trainer:
             Stopped: a signal asked to stop before the last step; the step reached is saved.
         """
         train, evaluations = self.config.train, []
-        batches = iter(self.loader.stream(self._cuts()))
+        batches = on_device(self.loader.stream(self._cuts()), self.device)
         unfinished = self.step < self.num_steps
         try:
             if self.step == 0 and refresh_every(self.head) is not None:
@@ -261,7 +273,7 @@ class Trainer:
             with self.stops:
                 while self.step < self.num_steps:
                     self.stops.ask()
-                    self._after_step(self._step(batches))  # type: ignore[arg-type]
+                    self._after_step(self._step(batches))
                     if self.unevaluated:
                         evaluations = self._evaluate()
                 if unfinished:
@@ -272,7 +284,7 @@ class Trainer:
             self.saver.close(train.timeout_s)
             self.identities.close()
             self.engine.close()
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
             self.clock.close()
             error = sys.exception()
             self.log.close(self.step, None if isinstance(error, Stopped) else error)

@@ -98,7 +98,7 @@ def test_collectives_counts_what_the_head_hands_over(tmp_path):
 def test_loader_reads_every_format(tmp_path):
     rows = measured("loader", tmp_path, "--images", "40", "--size", "16")
     found = {row["what"] for row in rows if row["decoder"] == "pillow"}
-    assert found == {"bare", "folder", "tar", "recordio", "arrow"}
+    assert found == {"bare", "folder", "tar", "recordio", "arrow", "parquet"}
     for row in rows:
         assert float(row["images_per_core_s"]) > 0
         assert float(row["share_of_bare"]) > 0

@@ -198,7 +198,9 @@ def test_numbered_classes_carry_any_names(tmp_path):
 
 def test_targets(tmp_path):
     images = GivenImages([b"a"], [0], ["p"])
-    with pytest.raises(ValueError, match=r"expected \*\.tar, \*\.rec, \*\.arrow, or a folder"):
+    with pytest.raises(
+        ValueError, match=r"expected \*\.tar, \*\.rec, \*\.arrow, \*\.parquet, or a folder"
+    ):
         convert(images, tmp_path / "faces.zip")
     assert convert(images, f"{tmp_path}/faces.v2/").format == "folder"
     assert contents(open_images(tmp_path / "faces.v2"))[2] == [b"a"]

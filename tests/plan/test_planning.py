@@ -177,7 +177,7 @@ def quiet(folder):
     [
         (["--classes", "1e5"], "--classes: '1e5'; allowed: a whole number"),
         (["--classes", "10,20"], "--classes: '10,20'; allowed"),
-        (["--classes", "10", "--gpu", "H1000"], "--gpu: 'H1000'; allowed: B200-180GB"),
+        (["--classes", "10", "--gpu", "H1000"], "--gpu: 'H1000'; did you mean 'H100-80GB'"),
         (["--classes", "10", "--gpus", "0"], "--gpus: 0; allowed: at least 1"),
         (["--classes", "10", "--gpus", "2", "--nodes", "3"], "--nodes: 3; allowed: 1 to --gpus=2"),
         (["--classes", "10", "--memory", "-1"], "--memory: -1.0; allowed: a positive number"),

@@ -33,7 +33,8 @@ SMALL = (
 
 def test_synthetic_copies(ranks, tmp_path):
     original = Synthetic(num_classes=12, images_per_class=3, size=(20, 20))
-    copies = [tmp_path / "copy", *(tmp_path / f"copy.{kind}" for kind in ("tar", "rec", "arrow"))]
+    kinds = ("tar", "rec", "arrow", "parquet")
+    copies = [tmp_path / "copy", *(tmp_path / f"copy.{kind}" for kind in kinds)]
     for copy in copies:
         convert(original, copy, number_classes=True)
     curves = [

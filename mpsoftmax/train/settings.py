@@ -1,0 +1,56 @@
+"""The configuration of a training: from a file, or from the data alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mpsoftmax.config import Config, apply_override, from_tree, load
+from mpsoftmax.config.loading import read_yaml
+from mpsoftmax.train.data_facts import look, run_name, with_length
+from mpsoftmax.train.defaults import choose, filled_in, is_given, render, value_of
+
+
+def settings_of(path: str | None, overrides: Sequence[str], world: int) -> tuple[Config, str]:
+    """The configuration, and what is to be said about where it comes from.
+
+    With a file, its settings and the overrides and nothing else. Without one, `data.train` must be among the
+    overrides: what is not given is chosen from the data (`defaults.py`), or, where the run folder holds a
+    run already, taken from that run.
+
+    Args:
+        path: The file, or None.
+        overrides: `key.path=value`.
+        world: Ranks.
+
+    Raises:
+        ValueError: as `load`; or neither a file nor data; or the data cannot be opened.
+    """
+    if path is not None:
+        return load(path, overrides), ""
+    given: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(given, override)
+    valid = from_tree(with_length(given))
+    if not is_given(given, "data.train"):
+        raise ValueError(
+            "neither CONFIG nor data.train=PATH is given; allowed: a YAML file, or data.train=PATH alone, as "
+            "in: mpsoftmax train data.train=faces.tar"
+        )
+    folder = Path(str(value_of(given, "run.dir", f"runs/{run_name(valid)}")))
+    stored = folder / "config.yaml"
+    if stored.exists():
+        return continued(stored, overrides, given), f"settings of {stored}, the run found there"
+    choices = choose(look(given, world), given)
+    return from_tree(filled_in(given, choices)), render(choices)
+
+
+def continued(stored: Path, overrides: Sequence[str], given: dict[str, Any]) -> Config:
+    """The settings of a run, with what is given now."""
+    tree = read_yaml(stored)
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        length = f"train.{one}"
+        if is_given(given, length) and not is_given(given, f"train.{other}"):
+            tree = {**tree, "train": {**tree.get("train", {}), other: None}}
+    for override in overrides:
+        apply_override(tree, override)
+    return from_tree(tree)

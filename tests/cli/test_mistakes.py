@@ -1,0 +1,202 @@
+"""A user's mistake is status 2 and one line that names it; never a traceback."""
+
+import io
+import os
+import re
+import tarfile
+
+import pytest
+from PIL import Image
+
+from mpsoftmax.cli import main
+
+
+def ran(capsys, *words):
+    """(status, what was written to the error stream)."""
+    try:
+        status = main([str(word) for word in words])
+    except SystemExit as error:
+        status = error.code
+    return status, capsys.readouterr().err
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with good and bad things, as the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("a", "b"):
+        (tmp_path / "faces" / label).mkdir(parents=True)
+        for k in range(2):
+            Image.new("RGB", (16, 16), (k * 80, 9, 9)).save(tmp_path / "faces" / label / f"{k}.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts/x").mkdir(parents=True)
+    (tmp_path / "texts/x/readme.md").write_text("no image")
+    (tmp_path / "broken/x").mkdir(parents=True)
+    for k in range(3):
+        (tmp_path / f"broken/x/{k}.jpg").write_bytes(b"not an image")
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    (tmp_path / "empty.bin").write_bytes(b"")
+    (tmp_path / "text.tar").write_text("this is no tar, whatever its name says" * 30)
+    (tmp_path / "zeros.parquet").write_bytes(b"\0" * 100)
+    (tmp_path / "good.yaml").write_text(
+        "data: {train: faces, image_size: [16, 16], workers: 0}\ntrain: {steps: 1, batch_size: 2}\n"
+        "backbone: {name: small, embedding_dim: 8}\ntrack: {wandb: disabled}\n"
+    )
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    (tmp_path / "bad.yaml").write_text("train: {steps: 1\n")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "twice.yaml").write_text("train: {steps: 1, steps: 2}\n")
+    (tmp_path / "pairs.txt").write_text("faces/a/0.png faces/a/9.png 1\n")
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+GOOD = ("train", "good.yaml")
+CASES = [
+    ((), "arguments are required: COMMAND"),
+    (("trian",), "'trian'; did you mean 'train'"),
+    (("bench",), "arguments are required: WHAT"),
+    (("bench", "laoder"), "'laoder'; did you mean 'loader'"),
+    (("train",), "neither CONFIG nor data.train=PATH is given"),
+    (("train", "god.yaml"), r"god\.yaml: cannot be read: No such file .*did you mean 'good\.yaml'"),
+    (("train", "faces"), "config faces: cannot be read: Is a directory"),
+    (("train", "list.yaml"), r"config list\.yaml: holds a list; allowed: a mapping"),
+    (("train", "bad.yaml"), r"config bad\.yaml: not valid YAML"),
+    (("train", "binary.yaml"), r"config binary\.yaml: not UTF-8 text"),
+    (("train", "twice.yaml"), "key steps is given twice"),
+    ((*GOOD, "train.stps=2"), r"train\.stps: unknown key; did you mean 'steps'"),
+    ((*GOOD, "train.steps=many"), r"train\.steps: 'many'; allowed: a whole number"),
+    ((*GOOD, "train.steps"), r"unrecognized arguments|override 'train\.steps'"),
+    ((*GOOD, "train.steps=-1"), r"train\.steps: -1; allowed: at least 1"),
+    ((*GOOD, "data.order=clases"), r"data\.order: 'clases'; .*did you mean 'classes'"),
+    ((*GOOD, "head.objective=arcfac"), "'arcfac'; did you mean 'arcface'"),
+    ((*GOOD, "head.candidates=unifrom"), "'unifrom'; did you mean 'uniform'"),
+    ((*GOOD, "backbone.name=iresnet51"), "unknown backbone 'iresnet51', did you mean"),
+    ((*GOOD, "backbone.name=nowhere.module:Net"), "nowhere"),
+    ((*GOOD, "data.augment=fase"), "'fase'; did you mean 'face'"),
+    ((*GOOD, "data.augment=[{kind: filp}]"), "filp"),
+    ((*GOOD, "--nprc", "2"), "unrecognized arguments: --nprc.*; did you mean '--nproc'"),
+    ((*GOOD, "--nproc", "two"), "--nproc: invalid int value: 'two'"),
+    ((*GOOD, "--nproc", "0"), "--nproc: 0; allowed: at least 1"),
+    ((*GOOD, "data.train=fases"), r"data\.train: .*'fases': no such file .*did you mean 'faces'"),
+    ((*GOOD, "data.train=empty"), "empty: no images found in class folders"),
+    ((*GOOD, "data.train=texts"), "no images found .*not an image by its suffix"),
+    ((*GOOD, "data.train=empty.tar"), r"empty\.tar: no images found"),
+    ((*GOOD, "data.train=text.tar"), r"text\.tar: tar header"),
+    ((*GOOD, "data.train=broken"), "corrupt image .*broken/x/"),
+    ((*GOOD, "data.train=zeros.parquet"), r"zeros\.parquet: Parquet file expected"),
+    ((*GOOD, "data.train=good.yaml"), r"'good\.yaml': unknown format"),
+    ((*GOOD, "data.train=[faces, nowhere]"), r"data\.train\[1\]: .*'nowhere': no such file"),
+    ((*GOOD, "data.train=file/x"), "'file/x': no such file or folder"),
+    ((*GOOD, "data.train=shard-{0..3}.tar"), r"no such file shard-0\.tar"),
+    (
+        (*GOOD, "data.eval=[pears.txt]"),
+        r"data\.eval: 'pears\.txt': no such file; did you mean 'pair",
+    ),
+    ((*GOOD, "data.eval=[pairs.txt]"), r"pairs\.txt:1: no file 'faces/a/9\.png'"),
+    ((*GOOD, "data.eval=[empty.bin]"), r"empty\.bin"),
+    ((*GOOD, "run.dir=file"), r"run\.dir: file cannot be created: File exists"),
+    ((*GOOD, "run.dir=file/run"), r"run\.dir: file/run cannot be created: Not a directory"),
+    ((*GOOD, "--picture", "x.png"), r"--picture: 'x\.png'; allowed with --dry-run"),
+    ((*GOOD, "--dry-run", "--picture", "file/x.png"), r"'file/x\.png'; allowed: a file in a fold"),
+    (
+        (*GOOD, "--dry-run", "run.dir=file"),
+        r"file/first-batch\.png: cannot be written: File exists",
+    ),
+    (("train", "data.train=fases"), "'fases': no such file .*did you mean 'faces'"),
+    (("train", "data.train=broken"), "none of 3 images looked at is an image"),
+    (("train", "data.trian=faces"), r"data\.trian: unknown key; did you mean 'train'"),
+    (("train", "data.train=faces", "--dryrun"), "--dryrun; did you mean '--dry-run'"),
+    (("plan", "train.steps=2"), "CONFIG: not given; allowed: a YAML file before key.path=value"),
+    (("plan", "good.yaml", "--gpu", "H100-80G"), "--gpu: 'H100-80G'; did you mean 'H100-80GB'"),
+    (("plan", "good.yaml", "--gpus", "0"), "--gpus: 0"),
+    (("plan", "good.yaml", "--classes", "1e6"), "--classes"),
+    (("plan", "good.yaml", "--json", "file/x"), "--json: 'file/x'; allowed: a file in a folder"),
+    (("inspect",), "arguments are required: path"),
+    (("inspect", "fases"), "'fases': no such file .*did you mean 'faces'"),
+    (("inspect", "empty"), "no images found"),
+    (("inspect", "emty.bin"), r"emty\.bin: no such file; did you mean 'empty\.bin'"),
+    (("inspect", "faces", "--sample", "-2"), "sample is -2"),
+    (("inspect", "faces", "--reader", "dialect"), "--reader: 'dialect'; allowed: KEY=VALUE"),
+    (("inspect", "faces", "--reader", "dialect=csv"), "dialect='csv' is no option of this format"),
+    (("convert", "faces"), "arguments are required: destination"),
+    (("convert", "faces", "x.zip"), r"target 'x\.zip': expected \*\.tar"),
+    (("convert", "faces", "file"), "file exists already"),
+    (("convert", "faces", "file/x.tar"), "file.*: (File exists|Not a directory)"),
+    (("convert", "faces", "x.rec", "--style", "im2re"), "'im2re'; did you mean 'im2rec'"),
+    (("evaluate", "faces", "--data", "pairs.txt"), "faces: neither a run folder"),
+    (("evaluate", "fases", "--data", "x"), "fases: no such folder; did you mean 'faces'"),
+    (("evaluate", "faces"), "arguments are required: --data"),
+    (("doctor", "god.yaml"), r"cannot be read: No such file .*did you mean 'good\.yaml'"),
+    (("doctor", "--timeout-s", "0"), r"--timeout-s: 0\.0; allowed: a positive number"),
+    (("bench", "loader", "--augment", "fase"), "--augment: 'fase'; did you mean 'face'"),
+    (("bench", "loader", "--data", "nowhere.tar"), r"'nowhere\.tar': no such file"),
+    (("completion", "bsh"), "'bsh'; did you mean 'bash'"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), CASES, ids=[" ".join(c[0])[:60] for c in CASES])
+def test_a_mistake_is_one_line_and_status_2(capsys, here, words, message):
+    status, said = ran(capsys, *words)
+    assert status == 2, said
+    assert re.search(message, said), said
+    assert said.startswith("mpsoftmax")
+    assert ": error: " in said
+    assert said.count("\n") == 1, said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+@pytest.mark.parametrize(
+    ("words", "mode", "message"),
+    [
+        (("train", "good.yaml"), 0o000, "good.yaml: cannot be read: Permission denied"),
+        (("inspect", "text.tar"), 0o000, "text.tar"),
+    ],
+)
+def test_permission_denied(capsys, here, words, mode, message):
+    (here / words[1]).chmod(mode)
+    status, said = ran(capsys, *words)
+    assert (status, said.count("\n")) == (2, 1)
+    assert message in said
+
+
+def test_permission_denied_is_a_line_for_whoever_runs_the_tests(capsys, here, monkeypatch):
+    """The system's refusal stands in for a file mode, which does not bind root."""
+
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    status, said = ran(capsys, "inspect", "text.tar")
+    assert (status, said.count("\n")) == (2, 1)
+    assert "text.tar: cannot be read: Permission denied" in said
+
+
+def test_an_error_of_ours_keeps_its_traceback(here, monkeypatch):
+    """Only what has a path of the user's is a line: the rest is for a bug report."""
+    monkeypatch.setattr("mpsoftmax.data.inspect.inspect", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", "faces"])
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mpsoftmax.data.inspect.inspect", full)
+    with pytest.raises(OSError, match="No space"):
+        main(["inspect", "faces"])
+
+
+def test_interrupted(capsys, here, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mpsoftmax.data.inspect.inspect", interrupt)
+    assert ran(capsys, "inspect", "faces") == (130, "mpsoftmax inspect: interrupted\n")
+
+
+def test_overrides_may_come_first_and_a_file_may_have_an_equals_sign(capsys, here):
+    (here / "a=b.yaml").write_text((here / "good.yaml").read_text())
+    assert main(["train", "train.steps=7", "good.yaml", "--print"]) == 2
+    capsys.readouterr()
+    assert main(["train", "a=b.yaml", "train.steps=7", "--print"]) == 0
+    assert "steps: 7" in io.StringIO(capsys.readouterr().out).read()
