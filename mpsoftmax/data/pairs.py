@@ -2,19 +2,16 @@
 
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from mpsoftmax.data.folder import FolderImages, TarImages
 from mpsoftmax.data.image_set import IGNORE, ImageSet, encoded
+from mpsoftmax.data.named_files import named_files
 from mpsoftmax.data.new_files import new_files
 from mpsoftmax.data.pair_lists import PairLine, read_pair_list
-from mpsoftmax.data.positional_file import PositionalFile
-from mpsoftmax.data.string_table import StringTable
-from mpsoftmax.data.tar_index import index_tar
 from mpsoftmax.data.verification_bin import read_bin_items
 
 
@@ -147,30 +144,8 @@ def _pair_set(rows: Sequence[PairLine], source: str, images: Path) -> PairSet:
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts or "\0" in path:
             raise ValueError(f"{source}:{line}: path inside {images} expected, found {path!r}")
-    found = _files_of(images, paths, lambda i: f"{source}:{lines[i]}")
+    found = named_files(images, paths, lambda i: f"{source}:{lines[i]}")
     folds = None
     if all(row.fold is not None for row in rows):
         folds = np.array([row.fold for row in rows], dtype=np.int64)
     return PairSet(found, pairs, np.array([row.same for row in rows], dtype=bool), folds)
-
-
-def _files_of(root: Path, paths: Sequence[str], where: Callable[[int], str]) -> ImageSet:
-    """The named files of a folder or tar, in this order, labelled -1."""
-    labels = np.full(len(paths), IGNORE, dtype=np.int64)
-    if root.is_dir():
-        for number, path in enumerate(paths):
-            if not (root / path).is_file():
-                raise ValueError(f"{where(number)}: no file {path!r} in {root}")
-        return FolderImages(root, StringTable(paths), labels, ())
-    if not root.exists():
-        raise ValueError(f"{root}: no such folder or tar")
-    file = PositionalFile(root)
-    index = index_tar(file)
-    member = {name: number for number, name in enumerate(index.names)}
-    for number, path in enumerate(paths):
-        if path not in member:
-            raise ValueError(f"{where(number)}: no member {path!r} in {root}")
-    chosen = np.array([member[path] for path in paths], dtype=np.int64)
-    return TarImages(
-        file, "", StringTable(paths), index.offsets[chosen], index.sizes[chosen], labels, ()
-    )

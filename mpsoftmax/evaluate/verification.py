@@ -74,7 +74,7 @@ def verify(
     figures = _figures(ranking, protocol, fars)
     ones = np.ones((1, len(same)), np.int64)
     point = {name: values[0] for name, values in figures(ones).items()}
-    spread = intervals(ranking, figures, num_bootstrap, seed)
+    spread = intervals(2 * ranking.fold + ranking.same, figures, num_bootstrap, seed)
     rule = _rule(ranking, protocol)
     per_fold = fold_accuracies(ranking, ones, rule)[0]
     num_impostors = int((~same).sum())
