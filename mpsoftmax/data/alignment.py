@@ -69,4 +69,4 @@ def align(pixels: np.ndarray, points: np.ndarray) -> np.ndarray:
         )
         for plane in np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
     ]
-    return np.stack([np.rint(plane) for plane in planes], 2).astype(np.uint8)
+    return np.stack([np.rint(np.asarray(plane)) for plane in planes], 2).astype(np.uint8)
