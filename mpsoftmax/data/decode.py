@@ -38,7 +38,7 @@ def decode(
         CorruptImage: the bytes cannot be decoded.
         ValueError: unknown or uninstalled decoder, or pixels of another shape or type.
     """
-    pixels = _checked(data) if isinstance(data, np.ndarray) else _decoder(decoder)(data)
+    pixels = decode_whole(data, decoder)
     if crop < 1.0:
         pixels = centre(pixels, crop)
     if pixels.shape[:2] != size:
@@ -46,6 +46,11 @@ def decode(
         image = Image.fromarray(np.ascontiguousarray(pixels))
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     return pixels
+
+
+def decode_whole(data: bytes | np.ndarray, decoder: str = "pillow") -> np.ndarray:
+    """Pixels uint8 [H, W, 3] of an image at its own size; arguments and errors as of `decode`."""
+    return _checked(data) if isinstance(data, np.ndarray) else _decoder(decoder)(data)
 
 
 def centre(pixels: np.ndarray, crop: float) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""The images that a list names by path, in a folder or inside a tar."""
+"""Files of a folder or of an uncompressed tar, chosen by their paths."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,23 @@ from mpsoftmax.data.tar_index import index_tar
 def tidy(path: str) -> str:
     """A path of a list without surrounding blanks and a leading ``./``."""
     return path.strip().removeprefix("./")
+
+
+def paths_in(root: Path) -> list[str]:
+    """Paths of all files below a folder or in a tar, relative to it, sorted.
+
+    Raises:
+        ValueError: no such folder or tar, or a damaged one.
+    """
+    if root.is_dir():
+        found = []
+        for folder, _, files in os.walk(root):
+            below = Path(folder).relative_to(root).as_posix()
+            found += [name if below == "." else f"{below}/{name}" for name in files]
+        return sorted(found)
+    if not root.exists():
+        raise ValueError(f"{root}: no such folder or tar")
+    return sorted(set(index_tar(PositionalFile(root)).names))
 
 
 def files_of(

@@ -1,6 +1,6 @@
-"""Bootstrap over the pairs of a verification: how far its figures would vary with other pairs.
+"""Bootstrap over the items of a protocol (pairs, queries): how far its figures would vary with other ones.
 
-Pairs are drawn with replacement within each fold and kind (genuine, impostor), as many as there
+Items are drawn with replacement within each stratum (a fold's genuine pairs, say), as many as there
 are, so that a replicate keeps the layout of the protocol.
 """
 
@@ -8,20 +8,19 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from mpsoftmax.evaluate.ranking import Ranking
 from mpsoftmax.evaluate.result import Interval
 
-_CHUNK_ELEMENTS = 500_000  # pairs x replicates held at once
+_CHUNK_ELEMENTS = 500_000  # items x replicates held at once
 
 
 def intervals(
-    ranking: Ranking,
+    strata: np.ndarray,
     figures: Callable[[np.ndarray], dict[str, np.ndarray]],
     num_bootstrap: int,
     seed: int,
 ) -> dict[str, Interval]:
     """2.5 and 97.5 percentiles of each figure over the replicates; nothing without replicates."""
-    parts = [figures(weights) for weights in bootstrap_weights(ranking, num_bootstrap, seed)]
+    parts = [figures(weights) for weights in bootstrap_weights(strata, num_bootstrap, seed)]
     if not parts:
         return {}
     intervals = {}
@@ -31,15 +30,14 @@ def intervals(
     return intervals
 
 
-def bootstrap_weights(ranking: Ranking, num_bootstrap: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each pair was drawn: int64 [r, p] in chunks of replicates."""
+def bootstrap_weights(strata: np.ndarray, num_bootstrap: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each item was drawn: int64 [r, p] in chunks of replicates. strata: int64 [p]."""
     rng = np.random.default_rng(seed)
-    num_pairs = len(ranking.same)
-    stratum = 2 * ranking.fold + ranking.same
-    members = [np.flatnonzero(stratum == number) for number in np.unique(stratum)]
-    chunk = max(1, _CHUNK_ELEMENTS // num_pairs)
+    num_items = len(strata)
+    members = [np.flatnonzero(strata == number) for number in np.unique(strata)]
+    chunk = max(1, _CHUNK_ELEMENTS // num_items)
     for start in range(0, num_bootstrap, chunk):
-        weights = np.zeros((min(chunk, num_bootstrap - start), num_pairs), np.int64)
+        weights = np.zeros((min(chunk, num_bootstrap - start), num_items), np.int64)
         for rows in members:
             share = np.full(len(rows), 1 / len(rows))
             weights[:, rows] = rng.multinomial(len(rows), share, size=len(weights))

@@ -27,6 +27,7 @@ def embed(
     batch_size: int = 64,
     workers: int = 0,
     flip: bool = True,
+    normalise: bool = True,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     rank: int = 0,
@@ -51,6 +52,8 @@ def embed(
         batch_size: images at a time.
         workers: worker processes that decode; 0 = this one.
         flip: add the embedding of the mirrored image before normalising, as the field does.
+        normalise: to unit length; else embeddings are as the model gives them, summed with the mirrored
+            image's under ``flip``: their norm tells how sure the model is (templates).
         device: where the model is.
         dtype: run under autocast to this type; None = as the model is.
         rank: this process, 0 .. world-1.
@@ -62,7 +65,8 @@ def embed(
             rank, so that nobody waits longer for another one than a batch takes.
 
     Returns:
-        float32 [n, D] unit rows on the CPU, in the order of the images, the same on all ranks.
+        float32 [n, D] on the CPU, unit rows if ``normalise``, in the order of the images, the same on all
+        ranks.
 
     Raises:
         ValueError: no images, ``gather`` missing or returning another shape, or an embedding
@@ -82,7 +86,8 @@ def embed(
     parts = []
     with evaluation_mode(model), torch.no_grad(), lowered(torch.device(device), dtype):
         for batch in batches:
-            parts.append(_embed_batch(model, batch.images, batch_size, flip, device))
+            rows = _embed_batch(model, batch.images, batch_size, flip, device)
+            parts.append(F.normalize(rows) if normalise else rows)
             if keep_pace is not None:
                 keep_pace()
     embeddings = torch.cat(parts)
@@ -99,7 +104,7 @@ def embed(
 def _embed_batch(
     model: nn.Module, pixels: Tensor, batch_size: int, flip: bool, device: str | torch.device
 ) -> Tensor:
-    """uint8 [b, 3, H, W], 0 <= b <= batch_size -> unit rows float32 [b, D] on ``device``."""
+    """uint8 [b, 3, H, W], 0 <= b <= batch_size -> raw rows float32 [b, D] on ``device``."""
     num = len(pixels)
     pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - num)).to(device)
     inputs = to_float(pixels)
@@ -110,7 +115,7 @@ def _embed_batch(
     embeddings = embeddings.float()
     if flip:
         embeddings = embeddings + model(inputs.flip(3)).float()
-    return F.normalize(embeddings[:num])
+    return embeddings[:num]
 
 
 def raw_pixels(

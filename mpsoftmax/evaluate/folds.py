@@ -113,14 +113,21 @@ def fold_accuracies(
     ranking: Ranking, weights: np.ndarray, rule: ExactRule | GridRule
 ) -> np.ndarray:
     """Accuracy of each fold at the threshold chosen on the others: int64 [r, p] -> [r, folds]."""
-    results = []
+    correct = weights * fold_correct(ranking, weights, rule)
+    folds = [ranking.fold == fold for fold in range(int(ranking.fold.max()) + 1)]
+    results = [(correct * tested).sum(1) / (weights * tested).sum(1) for tested in folds]
+    return np.stack(results, 1)
+
+
+def fold_correct(ranking: Ranking, weights: np.ndarray, rule: ExactRule | GridRule) -> np.ndarray:
+    """Whether each pair is judged right at the threshold chosen on the other folds: bool [r, p]."""
+    correct = np.zeros(weights.shape, bool)
     for fold in range(int(ranking.fold.max()) + 1):
         tested = ranking.fold == fold
         threshold, _ = best_threshold(ranking, weights * ~tested, rule)
         is_accepted = np.arange(len(tested)) < rule.num_accepted(threshold)[:, None]
-        correct = weights * (tested & (is_accepted == ranking.same))
-        results.append(correct.sum(1) / (weights * tested).sum(1))
-    return np.stack(results, 1)
+        correct |= tested & (is_accepted == ranking.same)
+    return correct
 
 
 def fold_tar_at_far(ranking: Ranking, weights: np.ndarray, far: float) -> np.ndarray:

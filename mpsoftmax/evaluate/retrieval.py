@@ -1,8 +1,121 @@
-"""Retrieval: is the nearest gallery item of the query's class?"""
+"""Retrieval: are the nearest gallery items of the query's class? Recall@k, R-precision, mAP@R."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mpsoftmax.comm import Comm
+from mpsoftmax.data.order import share
+from mpsoftmax.evaluate.blocks import check_ids
+from mpsoftmax.evaluate.outcomes import Outcomes, means
+from mpsoftmax.evaluate.search import search
+
+RECALLS = (1, 5, 10, 100)
+
+
+def retrieve(
+    gallery: Tensor,
+    gallery_labels: np.ndarray,
+    query: Tensor,
+    query_labels: np.ndarray,
+    *,
+    own: np.ndarray | None = None,
+    recalls: Sequence[int] = RECALLS,
+    backend: str = "torch",
+    comm: Comm | None = None,
+) -> Outcomes:
+    """Retrieval by cosine, exact search, of equals the lower gallery row first; collective.
+
+    With R gallery items of the query's class, itself left out: Recall@k is whether one of the k nearest is of
+    the class; R-precision the share of the R nearest that are; AP@R = sum over i <= R of precision at i where
+    item i is of the class, over R (Musgrave, Belongie, Lim: A Metric Learning Reality Check, ECCV 2020,
+    section 3.2). Queries with R = 0 are left out and counted.
+
+    Args:
+        gallery: float [g, D], the same on all ranks.
+        gallery_labels: int64 [g]; -1: a distractor, of nobody's class.
+        query: float [q, D].
+        query_labels: int64 [q], 0 or more.
+        own: int64 [q], the gallery row that is the query itself, -1: none; None: none has one. For retrieval
+            within one set: gallery = query, own = 0 .. q - 1.
+        recalls: values of k.
+        backend: of ``search``.
+        comm: the ranks that share the search.
+
+    Returns:
+        Figures ``recall_at_K``, ``r_precision``, ``mAP_at_R``.
+
+    Raises:
+        ValueError: shapes that do not fit, an option out of range, or no query with R > 0.
+    """
+    labels = check_ids("gallery_labels", gallery_labels, len(gallery))
+    wanted = check_ids("query_labels", query_labels, len(query))
+    itself = np.full(len(query), -1) if own is None else check_ids("own", own, len(query))
+    if len(wanted) and wanted.min() < 0:
+        raise ValueError("query_labels: -1 is nobody's class; allowed: 0 or more")
+    if (wanted[itself >= 0] != labels[itself[itself >= 0]]).any():
+        raise ValueError("own: a query and its own gallery row must have one label")
+    if not recalls or min(recalls) < 1:
+        raise ValueError(f"recalls must be 1 or more, got {list(recalls)}")
+    num_relevant = _count_of(labels, wanted) - (itself >= 0)
+    if not (num_relevant > 0).any():
+        raise ValueError("query_labels: no query has an item of its class in the gallery")
+    most = min(len(gallery), max(*recalls, int(num_relevant.max())) + int((itself >= 0).any()))
+    found = _nearest_items(query, gallery, most, backend, comm)
+    matches = labels[found] == wanted[:, None]
+    if (itself >= 0).any():
+        # The query's own row moves behind the others; where it is not there, the last one is one too many.
+        behind = np.argsort(found == itself[:, None], axis=1, kind="stable")
+        matches = np.take_along_axis(matches, behind, 1)[:, : most - 1]
+    per_item = _figures_of(matches, num_relevant, recalls)
+    lost = num_relevant <= 0
+    return Outcomes(
+        protocol="retrieval",
+        per_item=per_item,
+        strata=lost.astype(np.int64),
+        figures=means(per_item),
+        counts={
+            "queries": int((~lost).sum()),
+            "queries_without_a_match": int(lost.sum()),
+            "gallery_items": len(labels),
+            "distractors": int((~np.isin(labels, wanted)).sum()),
+        },
+    )
+
+
+def _count_of(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """How many gallery items have each wanted label, int64 [q]."""
+    ordered = np.sort(labels)
+    return np.searchsorted(ordered, wanted, "right") - np.searchsorted(ordered, wanted, "left")
+
+
+def _nearest_items(
+    query: Tensor, gallery: Tensor, most: int, backend: str, comm: Comm | None
+) -> np.ndarray:
+    """int64 [q, most], gallery rows, nearest first."""
+    comm = comm or Comm()
+    start, stop = share(len(gallery), comm.rank, comm.world)
+    part = gallery[start:stop]
+    return search(query, part, most, backend=backend, comm=comm).index.cpu().numpy()
+
+
+def _figures_of(
+    matches: np.ndarray, num_relevant: np.ndarray, recalls: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """What each query adds, from whether its nearest items are of its class: bool [q, m], int64 [q]."""
+    lost = num_relevant <= 0
+    relevant = np.maximum(num_relevant, 1)
+    inside = matches & (np.arange(matches.shape[1]) < relevant[:, None])
+    precision = np.cumsum(inside, 1) / np.arange(1, matches.shape[1] + 1)
+    found: dict[str, np.ndarray] = {}
+    for k in recalls:
+        found[f"recall_at_{k}"] = matches[:, :k].any(1).astype(float)
+    found["r_precision"] = inside.sum(1) / relevant
+    found["mAP_at_R"] = (precision * inside).sum(1) / relevant
+    return {name: np.where(lost, np.nan, values) for name, values in found.items()}
 
 
 def recall_at_1(

@@ -10,9 +10,11 @@ from mpsoftmax.evaluate.folds import (
     GridRule,
     best_threshold,
     fold_accuracies,
+    fold_correct,
     fold_numbers,
     fold_tar_at_far,
 )
+from mpsoftmax.evaluate.outcomes import Outcomes
 from mpsoftmax.evaluate.ranking import (
     Ranking,
     auc,
@@ -26,7 +28,7 @@ from mpsoftmax.evaluate.result import TarAtFar, VerificationResult
 PROTOCOLS = ("exact", "insightface")
 MIN_FALSE_ACCEPTS = 10
 
-__all__ = ["VerificationResult", "verify"]
+__all__ = ["VerificationResult", "verification_outcomes", "verify"]
 
 
 def verify(
@@ -74,7 +76,7 @@ def verify(
     figures = _figures(ranking, protocol, fars)
     ones = np.ones((1, len(same)), np.int64)
     point = {name: values[0] for name, values in figures(ones).items()}
-    spread = intervals(ranking, figures, num_bootstrap, seed)
+    spread = intervals(2 * ranking.fold + ranking.same, figures, num_bootstrap, seed)
     rule = _rule(ranking, protocol)
     per_fold = fold_accuracies(ranking, ones, rule)[0]
     num_impostors = int((~same).sum())
@@ -103,6 +105,46 @@ def verify(
         protocol=protocol,
         num_bootstrap=num_bootstrap,
         seed=seed,
+    )
+
+
+def verification_outcomes(
+    similarity: np.ndarray,
+    same: np.ndarray,
+    *,
+    num_folds: int = 10,
+    fars: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4),
+    protocol: str = "exact",
+) -> Outcomes:
+    """What each pair adds to the figures of ``verify``, for comparisons; arguments and errors as there.
+
+    A pair is right or wrong at the threshold chosen on the other folds; figures without such a value a pair
+    (AUC; TAR at FAR) have none.
+    """
+    similarity, same = _checked_pairs(similarity, same, num_folds)
+    _check_options(similarity, fars, 0, protocol)
+    ranking = rank_pairs(similarity, same, fold_numbers(len(same), num_folds))
+    if protocol == "insightface":
+        _check_folds(ranking, num_folds)
+    ones = np.ones((1, len(same)), np.int64)
+    correct = np.empty(len(same))
+    correct[ranking.order] = fold_correct(ranking, ones, _rule(ranking, protocol))[0]
+    in_order = _figures(ranking, protocol, fars)
+
+    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        found = in_order(weights[:, ranking.order])
+        names = {f"tar {far}": f"tar_at_far_{far:g}" for far in fars}
+        return {names.get(name, name): values for name, values in found.items()}
+
+    num_impostors = int((~same).sum())
+    few = [far for far in fars if far * num_impostors * (1 + 1e-12) < MIN_FALSE_ACCEPTS]
+    return Outcomes(
+        protocol="verification",
+        per_item={"accuracy": correct},
+        strata=2 * fold_numbers(len(same), num_folds) + same,
+        figures=figures,
+        counts={"genuine_pairs": int(same.sum()), "impostor_pairs": num_impostors},
+        unsupported=frozenset(f"tar_at_far_{far:g}" for far in few),
     )
 
 

@@ -1,11 +1,28 @@
-"""Judging the backbone of a run or of one of its checkpoints on one verification set."""
+"""Judging a model, or given embeddings, by a protocol; and comparing two of them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mpsoftmax.comm import Comm
-from mpsoftmax.models import open_model
-from mpsoftmax.train.evaluation import Evaluator, baseline, glyph_recall, verify_set
+from mpsoftmax.data.ijb import is_ijb
+from mpsoftmax.data.reid import layout_of
+from mpsoftmax.evaluate.comparison import compare
+from mpsoftmax.judge import identification, reid, retrieval, template, verification
+from mpsoftmax.judge.options import Options
+from mpsoftmax.judge.source import open_source
+from mpsoftmax.train.evaluation import GLYPH_SETS
+
+PROTOCOLS = {
+    "verification": verification,
+    "identification": identification,
+    "retrieval": retrieval,
+    "reid": reid,
+    "template": template,
+}
+SCHEMA = 1
+"""Of the report: higher where a field changes its meaning."""
+_LABELLED = (".tar", ".rec", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -18,43 +35,79 @@ class Judgement:
 
 def judge(
     model: str,
-    data: str,
+    data: str | None,
     comm: Comm,
     *,
-    with_baseline: bool,
-    trust_code: bool,
-    thresholds: str = "exact",
+    protocol: str | None = None,
+    against: str | None = None,
+    options: Options = Options(),  # noqa: B008, frozen
+    trust_code: bool = False,
+    skip_missing: bool = False,
 ) -> Judgement:
-    """Verification of a trained backbone; collective.
+    """Figures of a model by a protocol; collective.
 
     Args:
-        model: Run folder, or a checkpoint directory in it.
-        data: A verification set, as in data.eval.
-        comm: The ranks that share the embedding.
-        with_baseline: Also judge raw pixels by the same protocol.
-        thresholds: "exact", or "insightface" for its grid of distances.
+        model: Run folder, a checkpoint directory in it, or a .parquet file of embeddings.
+        data: What the protocol reads; None for embeddings with labels.
+        comm: The ranks that share the work.
+        protocol: One of PROTOCOLS; None: what the data is for, where that is clear.
+        against: A second model, compared with the first on the same items.
+        options: Of the protocols.
         trust_code: Import the backbone a checkpoint names by package.module:callable.
+        skip_missing: Leave out images that a file of embeddings lacks.
 
     Raises:
-        ValueError: no such model or data, or a damaged checkpoint.
+        ValueError: no such model or data, a damaged checkpoint, a malformed file or an option out of range.
     """
-    opened = open_model(model, comm=comm, trust_code=trust_code)
-    evaluator = Evaluator(opened.config, (), comm, opened.device)
-    chosen = comm.together(lambda: evaluator.open(data))
-    embeddings = evaluator.embeddings(chosen, opened.net)
-    result = verify_set(embeddings, chosen, protocol=thresholds)
-    values: dict[str, Any] = {
-        "model": str(opened.source),
-        "step": opened.step,
+    paths = [model, *([against] if against is not None else [])]
+    sources = [
+        open_source(path, comm, trust_code=trust_code, skip_missing=skip_missing) for path in paths
+    ]
+    chosen = comm.together(lambda: protocol or protocol_for(data))
+    if data is None and chosen not in ("identification", "retrieval"):
+        raise ValueError(
+            f"data: nothing to judge by {chosen}; allowed to be left out with retrieval"
+        )
+    module: Any = PROTOCOLS[chosen]
+    task = comm.together(lambda: module.open_task(data, sources, options))
+    found = [module.judge(task, source, options, comm) for source in sources]
+    values = {
+        "schema": SCHEMA,
+        **sources[0].describe(),
         "data": data,
-        "verification": result.as_dict(),
+        "protocol": chosen,
+        **found[0].values,
     }
-    text = [f"{opened.source} on {chosen.name}", result.render()]
-    if chosen.fonts is not None:
-        values["recall_at_1"] = glyph_recall(embeddings, chosen)
-        text.append(f"recall@1, gallery one font: {values['recall_at_1']:.4f}")
-    if with_baseline:
-        raw = baseline(chosen, thresholds)
-        values["raw_pixels"] = raw.as_dict()
-        text.append(f"raw pixels: accuracy {raw.accuracy:.4f}, AUC {raw.auc:.4f}")
+    text = [f"{values['model']} on {data or 'its labels'}", found[0].text]
+    if against is not None:
+        values["against"] = {**sources[1].describe(), **found[1].values}
+        text += [f"{values['against']['model']} on {data or 'its labels'}", found[1].text]
+        comparisons = {
+            name: compare(one, found[1].outcomes[name], num_bootstrap=options.replicates(len(one)))
+            for name, one in found[0].outcomes.items()
+        }
+        values["comparison"] = {name: one.as_dict() for name, one in comparisons.items()}
+        text += [one.render() for one in comparisons.values()]
     return Judgement("\n".join(text), values)
+
+
+def protocol_for(data: str | None) -> str:
+    """The protocol that data is made for.
+
+    Raises:
+        ValueError: it is made for several.
+    """
+    if data is None or data in GLYPH_SETS:
+        return "retrieval" if data is None else "verification"
+    path = Path(data)
+    if not path.exists():
+        path = Path(data.partition("@")[0])  # a pair list, and where its images are
+    if path.is_dir() and is_ijb(path):
+        return "template"
+    if (path.is_dir() or path.suffix == ".tar") and path.exists() and layout_of(path):
+        return "reid"
+    if path.is_dir() or path.suffix.lower() in _LABELLED:
+        raise ValueError(
+            f"protocol: {data!r} is a labelled set; allowed: --protocol identification, --protocol retrieval"
+        )
+    return "verification"

@@ -36,14 +36,21 @@ class TrainedModel:
     device: torch.device
 
     def embed(
-        self, images: ImageSet, *, mirror: bool, comm: Comm | None = None, batch_size: int = 64
+        self,
+        images: ImageSet,
+        *,
+        mirror: bool,
+        normalise: bool = True,
+        comm: Comm | None = None,
+        batch_size: int = 64,
     ) -> Tensor:
-        """Unit embeddings float32 [n, D] of all images, on every rank, on the CPU; collective.
+        """Embeddings float32 [n, D] of all images, on every rank, on the CPU; collective.
 
         Args:
             images: What to embed, n > 0.
             mirror: Add the embedding of the mirror image before normalising; for things that look the
                 same in a mirror (faces, people, not characters).
+            normalise: To unit length; else as the net gives them, an image's and its mirror image's added.
             comm: The ranks that share the work; None: this process alone.
             batch_size: Images at a time; the result does not depend on it but for rounding.
 
@@ -61,6 +68,7 @@ class TrainedModel:
             batch_size=batch_size,
             workers=data.workers,
             flip=mirror,
+            normalise=normalise,
             device=self.device,
             dtype=autocast_dtype(self.config),
             rank=comm.rank,

@@ -13,6 +13,7 @@ from mpsoftmax.data.convert import convert
 from mpsoftmax.data.pairs import PairSet, write_bin
 from mpsoftmax.data.synthetic import Synthetic
 from mpsoftmax.judge.judge import judge
+from mpsoftmax.judge.options import Options
 from mpsoftmax.train.loop import Trainer
 
 
@@ -41,7 +42,8 @@ def train(folder, evaluation):
 
 
 def judged(model, data, trust_code=False):
-    verdict = judge(str(model), str(data), Comm(), with_baseline=True, trust_code=trust_code)
+    options = Options(with_baseline=True)
+    verdict = judge(str(model), str(data), Comm(), options=options, trust_code=trust_code)
     return verdict.values, verdict.text
 
 
