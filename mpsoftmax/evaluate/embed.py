@@ -100,6 +100,27 @@ def _embed_batch(
     model: nn.Module, pixels: Tensor, batch_size: int, flip: bool, device: str | torch.device
 ) -> Tensor:
     """uint8 [b, 3, H, W], 0 <= b <= batch_size -> unit rows float32 [b, D] on ``device``."""
+    return F.normalize(raw_batch(model, pixels, batch_size, flip, device))
+
+
+def raw_batch(
+    model: nn.Module, pixels: Tensor, batch_size: int, flip: bool, device: str | torch.device
+) -> Tensor:
+    """Raw embeddings of one batch, filled up so that all batches go through the same kernels.
+
+    Args:
+        model: as in `embed`, in evaluation mode.
+        pixels: uint8 [b, 3, H, W], 0 <= b <= ``batch_size``.
+        batch_size: images the model sees at a time.
+        flip: add the embedding of the mirrored image.
+        device: where the model is.
+
+    Returns:
+        float32 [b, D] on ``device``, not normalised.
+
+    Raises:
+        ValueError: the model's output is not [b, D].
+    """
     num = len(pixels)
     pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - num)).to(device)
     inputs = to_float(pixels)
@@ -110,7 +131,7 @@ def _embed_batch(
     embeddings = embeddings.float()
     if flip:
         embeddings = embeddings + model(inputs.flip(3)).float()
-    return F.normalize(embeddings[:num])
+    return embeddings[:num]
 
 
 def raw_pixels(
