@@ -8,11 +8,22 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mpsoftmax.cli import bench, completion, convert, doctor, evaluate, inspect, plan, train
+from mpsoftmax.cli import (
+    bench,
+    completion,
+    convert,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    inspect,
+    plan,
+    train,
+)
 from mpsoftmax.cli.parser import Parser, meant
 from mpsoftmax.cli.ranks import without_local_rank
 
-COMMANDS = (train, evaluate, convert, inspect, plan, bench, doctor, completion)
+COMMANDS = (train, evaluate, embed, export, convert, inspect, plan, bench, doctor, completion)
 """In the order of `mpsoftmax --help`."""
 USER_ERROR, LOST_RANK, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 

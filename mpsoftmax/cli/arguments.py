@@ -42,14 +42,19 @@ def add_trust_code(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_reader(command: argparse._ActionsContainer) -> None:
-    """--under PATH and --reader KEY=VALUE."""
+def add_under(command: argparse._ActionsContainer) -> None:
+    """--under PATH."""
     command.add_argument(
         "--under",
         default="",
         metavar="PATH",
         help="only the classes below this path of a folder or tar; the split of a Parquet folder",
     )
+
+
+def add_reader(command: argparse._ActionsContainer) -> None:
+    """--under PATH and --reader KEY=VALUE."""
+    add_under(command)
     command.add_argument(
         "--reader",
         action="append",

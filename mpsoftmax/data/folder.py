@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpsoftmax.data.image_set import IGNORE
 from mpsoftmax.data.positional_file import PositionalFile
 from mpsoftmax.data.string_table import StringTable
 from mpsoftmax.data.tar_index import TarIndex, index_tar
@@ -99,12 +100,15 @@ class TarImages:
         return f"{self.file.path}:{_prefix(self.under)}{self.paths[index]}"
 
 
-def open_folder(path: str | os.PathLike[str], under: str = "") -> FolderImages:
+def open_folder(
+    path: str | os.PathLike[str], under: str = "", *, loose: bool = False
+) -> FolderImages:
     """Read a folder per class; the rules are in this module's description.
 
     Args:
         path: Root folder. Links to folders are followed, each folder once.
         under: Folder below ``path`` to take instead.
+        loose: Take images outside any class folder too: first in order, labelled -1.
 
     Raises:
         ValueError: No such folder, or no image in it.
@@ -113,17 +117,21 @@ def open_folder(path: str | os.PathLike[str], under: str = "") -> FolderImages:
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
     problems: list[str] = []
-    kept = [name for name in _walk(root, problems) if _usable(name, problems)]
+    kept = [name for name in _walk(root, problems) if _usable(name, problems, loose)]
     order, labels, class_names = _arrange(kept)
     if not kept:
-        raise ValueError(f"{root}: no images found in class folders{_examples(problems)}")
+        raise ValueError(f"{root}: no images found{_where(loose)}{_examples(problems)}")
     return FolderImages(
         root, StringTable(kept[i] for i in order), labels, class_names, tuple(problems)
     )
 
 
 def open_tar(
-    path: str | os.PathLike[str], under: str = "", index: TarIndex | None = None
+    path: str | os.PathLike[str],
+    under: str = "",
+    index: TarIndex | None = None,
+    *,
+    loose: bool = False,
 ) -> TarImages:
     """Read a folder per class inside an uncompressed tar without unpacking it.
 
@@ -134,6 +142,7 @@ def open_tar(
         path: The archive.
         under: Folder inside it to take instead of its root.
         index: Of this archive, where it was made before.
+        loose: As for `open_folder`.
 
     Raises:
         ValueError: Damaged or compressed archive, or no image in it.
@@ -150,11 +159,11 @@ def open_tar(
         if name in found:
             problems.append(f"{name}: several members of this name, the last is used")
             found[name] = position
-        elif _usable(name, problems):
+        elif _usable(name, problems, loose):
             found[name] = position
     if not found:
         where = f"{file.path}:{prefix}" if prefix else str(file.path)
-        raise ValueError(f"{where}: no images found in class folders{_examples(problems)}")
+        raise ValueError(f"{where}: no images found{_where(loose)}{_examples(problems)}")
     kept = list(found)
     order, labels, class_names = _arrange(kept)
     members = np.fromiter((found[kept[i]] for i in order), dtype=np.int64, count=len(kept))
@@ -172,6 +181,10 @@ def open_tar(
 
 def _prefix(under: str) -> str:
     return f"{under.strip('/')}/" if under.strip("/") else ""
+
+
+def _where(loose: bool) -> str:
+    return "" if loose else " in class folders"
 
 
 def _examples(problems: Sequence[str]) -> str:
@@ -200,13 +213,13 @@ def _unreadable(error: OSError) -> None:
     raise ValueError(f"{error.filename}: folder cannot be read: {error.strerror}") from error
 
 
-def _usable(path: str, problems: list[str]) -> bool:
+def _usable(path: str, problems: list[str], loose: bool) -> bool:
     folder, _, name = path.rpartition("/")
     if path.startswith(".") or "/." in path:
         problems.append(f"{path}: hidden file, not used")
     elif not name.lower().endswith(IMAGE_SUFFIXES):
         problems.append(f"{path}: not an image by its suffix, not used")
-    elif not folder:
+    elif not folder and not loose:
         problems.append(f"{path}: outside any class folder, not used")
     else:
         return True
@@ -214,10 +227,13 @@ def _usable(path: str, problems: list[str]) -> bool:
 
 
 def _arrange(paths: Sequence[str]) -> tuple[Sequence[int], np.ndarray, StringTable]:
-    """Order of the paths by (class, file name), the labels in that order, the class names."""
+    """Order of the paths by (class, file name), the labels in that order, the class names.
+
+    What lies in no folder comes first and is labelled -1.
+    """
     keys = [path.rpartition("/")[::2] for path in paths]
     order = sorted(range(len(paths)), key=keys.__getitem__)
-    names = sorted({folder for folder, _ in keys})
-    class_of = {name: label for label, name in enumerate(names)}
+    names = sorted({folder for folder, _ in keys if folder})
+    class_of = {"": IGNORE, **{name: label for label, name in enumerate(names)}}
     labels = np.fromiter((class_of[keys[i][0]] for i in order), dtype=np.int64, count=len(order))
     return order, labels, StringTable(names)

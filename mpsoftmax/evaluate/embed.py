@@ -86,7 +86,7 @@ def embed(
     parts = []
     with evaluation_mode(model), torch.no_grad(), lowered(torch.device(device), dtype):
         for batch in batches:
-            rows = _embed_batch(model, batch.images, batch_size, flip, device)
+            rows = raw_batch(model, batch.images, batch_size, flip, device)
             parts.append(F.normalize(rows) if normalise else rows)
             if keep_pace is not None:
                 keep_pace()
@@ -101,10 +101,24 @@ def embed(
     return embeddings.cpu()
 
 
-def _embed_batch(
+def raw_batch(
     model: nn.Module, pixels: Tensor, batch_size: int, flip: bool, device: str | torch.device
 ) -> Tensor:
-    """uint8 [b, 3, H, W], 0 <= b <= batch_size -> raw rows float32 [b, D] on ``device``."""
+    """Raw embeddings of one batch, filled up so that all batches go through the same kernels.
+
+    Args:
+        model: as in `embed`, in evaluation mode.
+        pixels: uint8 [b, 3, H, W], 0 <= b <= ``batch_size``.
+        batch_size: images the model sees at a time.
+        flip: add the embedding of the mirrored image.
+        device: where the model is.
+
+    Returns:
+        float32 [b, D] on ``device``, not normalised.
+
+    Raises:
+        ValueError: the model's output is not [b, D].
+    """
     num = len(pixels)
     pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - num)).to(device)
     inputs = to_float(pixels)

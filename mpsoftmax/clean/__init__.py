@@ -1,0 +1,1 @@
+"""Label errors, near-duplicates, split identities: found, reviewed, applied: `mpsoftmax clean`."""
