@@ -229,6 +229,7 @@ def parse_part(path: str, text: str) -> tuple[int, int]:
 
 def check_head(config: Config) -> None:
     """Raise ValueError where the head's settings for several datasets have none, or are out of range."""
+    check_start(config)
     head, several = config.head, len(config.data.datasets) > 1
     for name, section in (("baskets", head.baskets), ("linking", head.linking)):
         if section is not None and not several:
@@ -250,6 +251,20 @@ def check_head(config: Config) -> None:
             )
         if not 0 <= head.linking.doubt < 1:
             raise ValueError(f"head.linking.doubt: {head.linking.doubt}; allowed: 0 <= value < 1")
+
+
+def check_start(config: Config) -> None:
+    """Raise ValueError for what is to become of classes that nothing brings."""
+    head = config.head
+    if head.new_rows is not None and head.start_from is None:
+        raise ValueError(f"head.new_rows: {head.new_rows}; allowed only with head.start_from")
+    if head.new_rows == "class_mean" and config.backbone.start_from is None:
+        raise ValueError(
+            "head.new_rows: class_mean; allowed only with backbone.start_from: features of a new backbone "
+            "have no meaning"
+        )
+    if head.renamed is not None and head.new_rows is None:
+        raise ValueError(f"head.renamed: {head.renamed}; allowed only with head.new_rows")
 
 
 def check_least(path: str, value: int, least: int) -> None:

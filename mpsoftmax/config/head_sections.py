@@ -79,4 +79,11 @@ class HeadConfig:
     init_std: float = 0.01
     """Standard deviation of the initial class rows."""
     start_from: str | None = None
-    """Run folder or checkpoint of as many classes whose rows this run starts from; null: from scratch."""
+    """Run folder or checkpoint whose rows this run starts from, class by class in their order, of as many
+    classes; with new_rows by class names; null: from scratch."""
+    new_rows: Literal["random", "class_mean"] | None = None
+    """Rows of head.start_from go to the classes of the same names, and those of other classes begin random,
+    or as the mean of their images' features by backbone.start_from; null: the same classes, by number."""
+    renamed: str | None = None
+    """With new_rows: CSV of columns old,new: classes of the old run that are called otherwise here; several
+    of one new name are averaged, one of none is left."""

@@ -6,6 +6,7 @@ others stay `frozen`, or are caught up `lazy` when they are next needed, exactly
 them with a zero gradient.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -508,7 +509,7 @@ def is_direction(rows: Tensor) -> Tensor:
 
 def check_directions(ids: Tensor, rows: Tensor) -> None:
     """Raise ValueError for a row [n, ..., D] that has no direction, naming its class."""
-    unusable = ~is_direction(rows).view(len(ids), -1).all(1)
+    unusable = ~is_direction(rows).view(len(ids), math.prod(rows.shape[1:-1])).all(1)
     if bool(unusable.any()):
         where = int(torch.nonzero(unusable)[0, 0])
         norms = torch.linalg.vector_norm(rows[where], dim=-1).reshape(-1).tolist()

@@ -29,6 +29,7 @@ from mpsoftmax.track.step_clock import BACKBONE, UPDATE, StepClock
 from mpsoftmax.train.build import build_augment, build_head, build_net, changed_settings
 from mpsoftmax.train.centres import DataPass, drift_of, refresh_every, share_buffers
 from mpsoftmax.train.checkpoint import Checkpoints, read_state
+from mpsoftmax.train.class_names import write_names
 from mpsoftmax.train.culprits import MicroBatch
 from mpsoftmax.train.datasets import build_order, names_within, sizes_of
 from mpsoftmax.train.duplicates import merge_listed, with_known_pairs
@@ -90,7 +91,7 @@ class Trainer:
         self.identities = Identities(config, images, self.head, self.data_pass, self.folder, comm)
         started = [] if chosen is None else [chosen]
         if resume is None:
-            started += start_from(config, net, self.head, comm)
+            started += start_from(config, net, self.head, comm, images)
             merge_listed(config, several, self.head)
         self._start_engine(net, memory_format)
         self.step, self.samples = 0, 0
@@ -113,6 +114,7 @@ class Trainer:
         self.evaluator = Evaluator(config, names_within(images), comm, self.device)
         # A missing set is better found now than at the first evaluation.
         comm.together(self.evaluator.open_all)
+        comm.together(lambda: self._write_names(images))
         self.log = comm.together(self._open_log)
         self.stops = StopSignals(comm)
         self.saver = Saver(
@@ -211,6 +213,10 @@ class Trainer:
         self.scale.load_state(state.get("loss_scale"))
         self.step, self.samples = state["step"], state["samples"]
         self.unevaluated = state.get("unevaluated", False)
+
+    def _write_names(self, images: ImageSet) -> None:
+        if self.comm.rank == 0:
+            write_names(self.folder, images.class_names)
 
     def _open_log(self) -> Log:
         """config.yaml, and every sink of metrics: written once the run is known to fit."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mpsoftmax.comm import Comm, local_rows
 from mpsoftmax.config import Config
+from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.weights import ClassCentres
 from mpsoftmax.train.checkpoint import (
@@ -19,12 +20,22 @@ from mpsoftmax.train.checkpoint import (
     read_tensors,
     stored_tensors,
 )
+from mpsoftmax.train.class_matching import (
+    OldRows,
+    averaged,
+    match_names,
+    read_renamed,
+    set_to_means,
+)
+from mpsoftmax.train.class_names import read_names
 from mpsoftmax.train.state import HEAD, load_backbone, parts_to_load
 
 ROWS_AT_ONCE = 65_536
 
 
-def start_from(config: Config, net: nn.Module, head: ModelParallelSoftmax, comm: Comm) -> list[str]:
+def start_from(
+    config: Config, net: nn.Module, head: ModelParallelSoftmax, comm: Comm, images: ImageSet
+) -> list[str]:
     """Take what backbone.start_from and head.start_from name; collective.
 
     Returns:
@@ -43,14 +54,17 @@ def start_from(config: Config, net: nn.Module, head: ModelParallelSoftmax, comm:
         path = comm.together(lambda f=field, m=model: checkpoint_of(f, m, comm))
         check_undamaged(path, comm)
         state = comm.together(lambda p=path: read_state(p))
+        done = ""
         try:
-            if field.startswith("head"):
+            if field.startswith("head") and config.head.new_rows is not None:
+                done = load_named_rows(path, state["num_classes"], config, net, head, images)
+            elif field.startswith("head"):
                 load_class_rows(path, head, comm, state["num_classes"], state["world"])
             else:
                 load_backbone(path, net)
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from error
-        said.append(f"{field.partition('.')[0]} starts from {path}, step {state['step']}")
+        said.append(f"{field.partition('.')[0]} starts from {path}, step {state['step']}{done}")
     return said
 
 
@@ -97,3 +111,51 @@ def load_class_rows(
         for low in range(0, len(classes), ROWS_AT_ONCE):
             some = slice(low, low + ROWS_AT_ONCE)
             head.load_rows(classes[some], of_fitting_length(head, rows[some]))
+
+
+def load_named_rows(
+    path: Path,
+    num_classes: int,
+    config: Config,
+    net: nn.Module,
+    head: ModelParallelSoftmax,
+    images: ImageSet,
+) -> str:
+    """Class rows by name from a checkpoint of other classes, at any world size; collective.
+
+    The net has the weights that head.new_rows: class_mean asks for already.
+
+    Returns:
+        What to say about it.
+
+    Raises:
+        ValueError: names are missing or occur twice, no class is the same, or rows have another width.
+    """
+    comm = head.comm
+    matched = comm.together(
+        lambda: match_names(
+            read_names(path, num_classes), images.class_names, read_renamed(config.head.renamed)
+        )
+    )
+    if not len(matched.pairs):
+        raise ValueError(f"no class of checkpoint {path} has a name that data.train has")
+    old, lengths, taken = OldRows(path, num_classes, comm), 0.0, 0
+    of_pair = matched.pairs[:, 0].contiguous()
+    targets = torch.unique_consecutive(of_pair)
+    for low in range(0, len(targets), ROWS_AT_ONCE):
+        some = targets[low : low + ROWS_AT_ONCE]
+        first = int(torch.searchsorted(of_pair, some[0]))
+        last = int(torch.searchsorted(of_pair, some[-1], right=True))
+        rows = old.of(matched.pairs[first:last, 1])
+        classes, rows = averaged(rows, of_pair[first:last])
+        lengths += float(torch.linalg.vector_norm(rows, dim=-1).double().mean()) * len(rows)
+        taken += len(rows)
+        head.load_rows(classes, of_fitting_length(head, rows))
+    made = 0
+    if config.head.new_rows == "class_mean":
+        length = lengths / taken if head.weights.learned else None
+        made = set_to_means(config, images, net, head, matched.new, length)
+    return (
+        f": {len(targets)} classes by name, from {len(matched.pairs)} rows; {matched.num_left} old classes "
+        f"left; of {len(matched.new)} new classes {made} begin as their mean, the others random"
+    )
