@@ -53,4 +53,5 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         f"{converted.path}: {converted.format}, {converted.num_images} images, "
         f"{converted.num_classes} classes"
     )
+    print(f"next: mpsoftmax inspect {converted.path}")
     return 0
