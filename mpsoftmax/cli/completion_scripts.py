@@ -87,7 +87,7 @@ def bash(found: dict[str, Command]) -> str:
     """For bash; words of the line select the command, then `compgen` filters what can follow."""
     cases = "\n".join(_bash_case(path, command) for path, command in found.items())
     values = "\n".join(
-        f'    {key}=*) COMPREPLY=($(compgen -W "{" ".join(values)}" -- "${{cur#*=}}")); return;;'
+        f'    {key}=*) COMPREPLY=($(compgen -W "{" ".join(values)}" -- "${{1#*=}}")); return;;'
         for key, values in config_keys()
         if values
     )
@@ -95,7 +95,7 @@ def bash(found: dict[str, Command]) -> str:
     return f"""# mpsoftmax completion bash
 _mpsoftmax_keys="{keys}"
 _mpsoftmax() {{
-  local cur prev path word words_ flags
+  local cur prev path word
   COMPREPLY=()
   cur="${{COMP_LINE:0:COMP_POINT}}"; cur="${{cur##*[[:space:]]}}"
   prev="${{COMP_WORDS[COMP_CWORD-1]}}"
@@ -111,7 +111,7 @@ _mpsoftmax() {{
 }}
 _mpsoftmax_config() {{
   case "$1" in
-{values.replace('"${cur#*=}"', '"${1#*=}"')}
+{values}
   esac
   COMPREPLY=($(compgen -W "$_mpsoftmax_keys" -- "$1") $(compgen -f -- "$1"))
   [[ "${{#COMPREPLY[@]}}" == 1 && "${{COMPREPLY[0]}}" == *= ]] && compopt -o nospace
@@ -187,5 +187,6 @@ def fish(found: dict[str, Command]) -> str:
 
 
 def _fish_line(when: str, what: str, text: str = "") -> str:
-    described = f" -d '{text}'" if text else ""
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    described = f" -d '{quoted}'" if text else ""
     return f"complete -c mpsoftmax -n '{when}' {what}{described}"

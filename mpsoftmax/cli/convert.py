@@ -167,4 +167,5 @@ def data_set(options: argparse.Namespace) -> int:
         f"{converted.path}: {converted.format}, {converted.num_images} images, "
         f"{converted.num_classes} classes"
     )
+    print(f"next: mpsoftmax inspect {converted.path}")
     return 0

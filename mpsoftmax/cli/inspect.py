@@ -50,5 +50,8 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     from mpsoftmax.data.inspect import inspect
 
     sample = None if options.sample == -1 else options.sample
-    print(inspect(options.path, sample=sample, **reader_options(options)).render())
+    found = inspect(options.path, sample=sample, **reader_options(options))
+    print(found.render())
+    if found.num_pairs is None and found.num_classes > 1:
+        print(f"next: mpsoftmax train data.train={options.path} --dry-run")
     return 0

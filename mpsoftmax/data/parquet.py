@@ -144,7 +144,7 @@ class ParquetImages:
             raise ValueError(f"{self.paths[number]}: no such file")
         while len(self._files) >= _OPEN_FILES:
             self._files.popitem(last=False)[1].close()
-        self._files[number] = pq.ParquetFile(self.paths[number], memory_map=False)
+        self._files[number] = pq.ParquetFile(self.paths[number], page_checksum_verification=True)
         return self._files[number]
 
     def _group(self, group: int) -> pa.ChunkedArray:

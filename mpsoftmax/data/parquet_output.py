@@ -36,7 +36,9 @@ def write_parquet(
     }
     metadata = {HUB_KEY: json.dumps({"info": {"features": features}}).encode()}
     schema = pa.schema([("image", IMAGE), ("label", pa.int64())], metadata=metadata)
-    with pq.ParquetWriter(str(path), schema, compression="none") as writer:
+    with pq.ParquetWriter(
+        str(path), schema, compression="none", write_page_checksum=True
+    ) as writer:
         for low in range(0, len(images), group_rows):
             high = min(low + group_rows, len(images))
             rows = [

@@ -9,11 +9,13 @@ from PIL import Image, features
 from mpsoftmax.config import Config
 from mpsoftmax.data.decode import DECODERS, check_decoder, decode
 from mpsoftmax.data.font_files import OUTLINE_SUFFIXES, font_files
+from mpsoftmax.data.shards import expand, is_pattern
 from mpsoftmax.doctor.finding import Finding
 from mpsoftmax.track.wandb_run import has_credentials
 
 SECTION = "data and tracking"
-RENDERED = ("glyphs", "synthetic", "glyphs-open", "glyphs-closed")
+MADE = ("glyphs", "synthetic", "glyphs-open", "glyphs-closed", "held-back")
+"""Sets that are no file."""
 
 
 def data(config: Config) -> list[Finding]:
@@ -40,12 +42,21 @@ def paths(config: Config) -> list[Finding]:
             SECTION,
             name,
             path,
-            ""
-            if path in RENDERED or Path(path).exists()
-            else "no such file or folder on this rank",
+            "" if path in MADE or is_there(path) else "no such file or folder on this rank",
         )
         for name, path in named
     ]
+
+
+def is_there(spec: str) -> bool:
+    """Whether every file or folder that a name stands for exists."""
+    if is_pattern(spec) and not Path(spec).exists():
+        try:
+            return bool(expand(spec))
+        except ValueError:
+            return False
+    listed, _, holder = spec.partition("@")
+    return Path(spec).exists() or (bool(holder) and Path(listed).exists() and Path(holder).exists())
 
 
 def decoder(name: str, *, wanted: bool) -> Finding:

@@ -154,8 +154,14 @@ def _validation(facts: Facts, tree: Mapping[str, Any], pairs: int) -> Iterator[C
         yield Choice("data.eval", ["held-back"], "pairs of the classes held back")
 
 
+def kept_sizes(facts: Facts, tree: Mapping[str, Any]) -> np.ndarray:
+    """Images of each class that has enough of them."""
+    least = int(value_of(tree, "data.min_images_per_class", 1))
+    return facts.class_sizes[facts.class_sizes >= least]
+
+
 def _of_net(facts: Facts, tree: Mapping[str, Any]) -> Iterator[Choice]:
-    num = int(facts.class_sizes.sum())
+    num = int(kept_sizes(facts, tree).sum())
     longest = max(value_of(tree, "data.image_size", facts.image_size))
     name, reason = backbone(num, longest, facts.gpu)
     yield Choice("backbone.name", name, reason)
@@ -179,7 +185,7 @@ def backbone(num_images: int, longest: int, gpu: bool) -> tuple[str, str]:
 
 
 def _of_training(facts: Facts, tree: Mapping[str, Any]) -> Iterator[Choice]:
-    num = int(facts.class_sizes.sum())
+    num = int(kept_sizes(facts, tree).sum())
     size = 128 if num < 50_000 else 256 if num < 1_000_000 else 512
     size = max(facts.world, min(size, max(16, num // 8)))
     yield Choice("train.batch_size", size, f"{num:,} images")
@@ -193,14 +199,15 @@ def _of_training(facts: Facts, tree: Mapping[str, Any]) -> Iterator[Choice]:
         schedule = {"kind": "cosine", "warmup": 0.1}
         yield Choice("train.schedule", schedule, "a tenth of the steps to warm up")
     yield Choice("train.clip_norm", 5.0, "the first steps cannot run away")
-    often = max(1, steps // 10)
-    yield Choice("train.eval_every", often, f"ten times in about {steps:,} steps")
+    often = max(50, steps // 10)
+    yield Choice("train.eval_every", often, f"of about {steps:,} steps")
     yield Choice("train.checkpoint_every", often, "as often")
     yield Choice("train.log_every", max(1, min(50, steps // 100)), f"of about {steps:,} steps")
 
 
 def _of_head(facts: Facts, tree: Mapping[str, Any]) -> Iterator[Choice]:
-    num, classes = int(facts.class_sizes.sum()), len(facts.class_sizes)
+    sizes = kept_sizes(facts, tree)
+    num, classes = int(sizes.sum()), len(sizes)
     if num < 200_000:
         gentle = {"kind": "cosface", "scale": 32, "margin": 0.2}
         yield Choice("head.objective", gentle, f"{num:,} images: a gentle margin")

@@ -19,6 +19,7 @@ def test_every_command_option_and_key_is_in_every_script():
                 assert (flag if shell != "fish" or flag == "-h" else f"-l {flag[2:]}") in text or (
                     shell == "fish" and flag == "-h"
                 )
+        assert ("run\\'s" in text) == (shell == "fish")  # a quote within quotes
         for key, values in config_keys():
             assert f"{key}=" in text
             for value in values:

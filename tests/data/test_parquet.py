@@ -156,6 +156,11 @@ def test_converting_there_and_back_is_exact(tmp_path):
     assert back.group_starts.tolist() == [0, 100, 200, 250]
     names = json.loads(pq.read_schema(tmp_path / "a.parquet").metadata[b"huggingface"])
     assert names["info"]["features"]["label"] == {"names": list("abcdef"), "_type": "ClassLabel"}
+    whole = bytearray((tmp_path / "a.parquet").read_bytes())
+    whole[whole.find(png(4)) + 40] ^= 1  # pages that we write have a sum
+    (tmp_path / "c.parquet").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"c\.parquet: row group 0 expected, damaged"):
+        open_images(tmp_path / "c.parquet").image(0)
     convert(tmp_path / "a.parquet", tmp_path / "b.arrow")
     assert contents(open_images(tmp_path / "b.arrow")) == contents(images)
     assert inspect(tmp_path / "a.parquet").format == "parquet"

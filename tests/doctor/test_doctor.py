@@ -229,3 +229,15 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
+
+
+def test_sets_of_several_files_are_looked_for(tmp_path, monkeypatch):
+    from mpsoftmax.doctor.data import is_there
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a-0.tar", "a-1.tar", "list.txt"):
+        (tmp_path / name).touch()
+    there = ["a-{0..1}.tar", "a-*.tar", "list.txt@a-0.tar", "a-0.tar"]
+    missing = ["a-{0..2}.tar", "b-*.tar", "list.txt@b.tar", "lost.txt@a-0.tar", "b.tar"]
+    assert [is_there(one) for one in there] == [True] * 4
+    assert [is_there(one) for one in missing] == [False] * 5

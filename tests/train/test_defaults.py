@@ -101,6 +101,9 @@ def test_other_kinds_of_data():
     singles = np.array([1] * 500 + [3] * 400)
     assert chosen(class_sizes=singles)["data.min_images_per_class"] == 2
     assert chosen(class_sizes=singles)["data.held_back"] == 20
+    assert chosen(class_sizes=singles[500:])["train.batch_size"] == 128
+    lone = np.array([1] * 10_000 + [2] * 100)  # of which 200 images are left
+    assert chosen(class_sizes=lone)["train.batch_size"] == 25
     few = chosen(class_sizes=np.full(49, 9))
     assert not {"data.held_back", "data.eval"} & few.keys()
     assert "data.eval" not in chosen(num_datasets=2)
@@ -139,7 +142,7 @@ def test_what_is_given_stays(given):
 
 
 def test_a_choice_follows_what_was_given():
-    assert chosen({"train": {"steps": 50}})["train.eval_every"] == 5
+    assert chosen({"train": {"steps": 50}})["train.eval_every"] == 50
     assert chosen({"data": {"image_size": [32, 32]}}, gpu=False)["backbone.name"] == "small"
     assert "data.eval" not in chosen({"data": {"held_back": 5}})
 
