@@ -63,10 +63,11 @@ def layout_of(root: Path) -> str | None:
         return "msmt17"
     if not (root.is_dir() or root.suffix == ".tar"):
         return None
-    names = {match[1] for path in paths_in(root) if (match := _MARKET.fullmatch(path))}
+    paths = paths_in(root)
+    names = {match[1] for path in paths if (match := _MARKET.fullmatch(path))}
     if names == {"query", "bounding_box_test"}:
         return "market"
-    return "pku" if any(_PKU.fullmatch(path) for path in paths_in(root)) else None
+    return "pku" if any(_PKU.fullmatch(path) for path in paths) else None
 
 
 def open_reid(path: str | os.PathLike[str], *, distractors: bool = False) -> ReidSet:

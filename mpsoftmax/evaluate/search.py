@@ -165,6 +165,11 @@ def _check_means(query: Tensor, metric: str, backend: str) -> None:
     for name, value, allowed in (("metric", metric, METRICS), ("backend", backend, BACKENDS)):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if torch.get_float32_matmul_precision() != "highest":
+        raise ValueError(
+            f"float32 matmul precision is {torch.get_float32_matmul_precision()!r}; allowed: 'highest'"
+            " (torch.set_float32_matmul_precision): others take fewer bits, and miss neighbours"
+        )
     if backend == "faiss" and find_spec("faiss") is None:
         raise ValueError("backend: 'faiss' is not installed (pip install faiss-cpu)")
     if backend == "faiss" and query.device.type != "cpu":

@@ -63,11 +63,7 @@ def judge(
     sources = [
         open_source(path, comm, trust_code=trust_code, skip_missing=skip_missing) for path in paths
     ]
-    chosen = comm.together(lambda: protocol or protocol_for(data))
-    if data is None and chosen not in ("identification", "retrieval"):
-        raise ValueError(
-            f"data: nothing to judge by {chosen}; allowed to be left out with retrieval"
-        )
+    chosen = comm.together(lambda: chosen_protocol(protocol, data))
     module: Any = PROTOCOLS[chosen]
     task = comm.together(lambda: module.open_task(data, sources, options))
     found = [module.judge(task, source, options, comm) for source in sources]
@@ -91,6 +87,20 @@ def judge(
     return Judgement("\n".join(text), values)
 
 
+def chosen_protocol(protocol: str | None, data: str | None) -> str:
+    """The protocol asked for, or the one that the data is made for.
+
+    Raises:
+        ValueError: the data is made for several, or there is none and the protocol needs some.
+    """
+    chosen = protocol or protocol_for(data)
+    if data is None and chosen not in ("identification", "retrieval"):
+        raise ValueError(
+            f"data: nothing to judge by {chosen}; allowed to be left out with identification, retrieval"
+        )
+    return chosen
+
+
 def protocol_for(data: str | None) -> str:
     """The protocol that data is made for.
 
@@ -106,6 +116,8 @@ def protocol_for(data: str | None) -> str:
         return "template"
     if (path.is_dir() or path.suffix == ".tar") and path.exists() and layout_of(path):
         return "reid"
+    if path.suffix.lower() in _LABELLED and not path.exists():
+        raise ValueError(f"data: {data!r}: no such file")
     if path.is_dir() or path.suffix.lower() in _LABELLED:
         raise ValueError(
             f"protocol: {data!r} is a labelled set; allowed: --protocol identification, --protocol retrieval"

@@ -22,7 +22,7 @@ class Pictures:
         self.labels = np.arange(num) // 20
         self.class_names = [str(k) for k in range(num // 20 + 1)]
         means = rng.integers(60, 196, (num // 20 + 1, 16, 16, 3))[self.labels]
-        noise = rng.normal(0, 60, means.shape)
+        noise = rng.normal(0, 12, means.shape)
         self.pixels = np.clip(means + noise, 0, 255).astype(np.uint8)
 
     def __len__(self):
@@ -56,18 +56,24 @@ def figures(rows, labels):
     own = np.arange(len(labels))
     gallery = own % 20 < 2
     known = gallery & (labels % 5 > 0)
-    searched = identify(rows[known], labels[known], rows[~gallery], labels[~gallery])
+    probes = np.flatnonzero(~gallery)[::4]
+    searched = identify(rows[known], labels[known], rows[probes], labels[probes])
     draw = np.random.default_rng(1).integers(0, len(labels), (4000, 2))
     draw[::2, 1] = draw[::2, 0] // 20 * 20 + draw[::2, 1] % 20
     draw = draw.clip(max=len(labels) - 1)
     similarity = (rows[draw[:, 0]].double() * rows[draw[:, 1]].double()).sum(1).numpy()
     pairs = verify(similarity, labels[draw[:, 0]] == labels[draw[:, 1]], num_bootstrap=0)
-    found = {**retrieve(rows, labels, rows, labels, own=own).values(), **searched.values()}
+    found = {
+        **retrieve(rows, labels, rows, labels, own=own, recalls=(1, 5)).values(),
+        **searched.values(),
+    }
     found |= {"accuracy": pairs.accuracy, "auc": pairs.auc}
     return {name: round(value, 4) for name, value in found.items()}
 
 
-@pytest.mark.parametrize("num", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
 def test_ranks_and_batches_do_not_matter(ranks, num):
     labels = Pictures(num).labels
     whole, expected = None, None
@@ -77,7 +83,7 @@ def test_ranks_and_batches_do_not_matter(ranks, num):
             assert all(torch.equal(each[0], other) for other in each[1:])
             if whole is None:
                 whole, expected = each[0], figures(each[0], labels)
-                assert 0.05 < expected["mAP_at_R"] < 0.99
+                assert 0.02 < expected["mAP_at_R"] < 0.99
                 continue
             cosines = (each[0].double() * whole.double()).sum(1)
             assert (cosines - 1).abs().max() < 1e-5

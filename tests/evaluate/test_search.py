@@ -141,6 +141,15 @@ def test_errors(options, message):
         search(query, gallery, k, **arguments)
 
 
+def test_products_of_fewer_bits_are_refused():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(ValueError, match="float32 matmul precision is 'medium'"):
+            search(points(3), points(20), 2)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_memory_stays_below_the_formula():
     """In a process of its own: what it adds at its peak; a gallery of one row repeated is the worst case."""
     script = Path(__file__).with_name("peak_of_search.py")

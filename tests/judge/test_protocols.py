@@ -293,6 +293,8 @@ def test_which_protocol(tmp_path, people):
     assert protocol_for("lfw.bin") == "verification"
     assert protocol_for("pairs.csv@images.tar") == "verification"
     assert protocol_for(None) == "retrieval"
+    with pytest.raises(ValueError, match="no such file"):
+        protocol_for("nothing.tar")
     with pytest.raises(ValueError, match="labelled set"):
         protocol_for(str(people))
 
