@@ -25,7 +25,7 @@ class Command:
 
 
 def commands() -> list[Command]:
-    return [command for page in PAGES for command in commands_of(page)]
+    return [c for page in PAGES for c in [*commands_of(page), *commands_in_tables(page)]]
 
 
 def commands_of(page: Path) -> list[Command]:
@@ -44,6 +44,16 @@ def commands_of(page: Path) -> list[Command]:
         if COMMAND.match(f"{text} "):
             found.append(Command(page.relative_to(ROOT).as_posix(), number + 1, text))
     return found
+
+
+def commands_in_tables(page: Path) -> list[Command]:
+    """Commands that stand as code in a cell."""
+    return [
+        Command(page.relative_to(ROOT).as_posix(), number, text)
+        for number, line in enumerate(page.read_text().splitlines(), 1)
+        if line.startswith("|")
+        for text in re.findall(r"`(mpsoftmax \w[^`]*)`", line)
+    ]
 
 
 def python_blocks(page: Path) -> list[tuple[int, str]]:
