@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mpsoftmax.cli import bench, convert, doctor, evaluate, inspect, plan, train
+from mpsoftmax.cli import bench, convert, doctor, evaluate, inspect, plan, report, train
 from mpsoftmax.cli.ranks import without_local_rank
 
-COMMANDS = (train, evaluate, convert, inspect, plan, bench, doctor)
+COMMANDS = (train, evaluate, report, convert, inspect, plan, bench, doctor)
 """In the order of `mpsoftmax --help`."""
 USER_ERROR, LOST_RANK = 2, 1
 

@@ -1,0 +1,70 @@
+"""Pieces that several sections are made of: tables, tiles, notes, a section itself."""
+
+from collections.abc import Sequence
+
+from mpsoftmax.report.markup import Child, Markup, tag
+
+
+def section(anchor: str, title: str, *children: Child, lead: str = "") -> Markup:
+    """A section with a heading that can be linked to."""
+    return tag(
+        "section",
+        tag("h2", title),
+        tag("p", lead, class_="lead") if lead else None,
+        children,
+        id=anchor,
+    )
+
+
+def missing(what: str, how: str) -> Markup:
+    """Says plainly what is not here, and how to get it."""
+    return tag("p", tag("b", what), " ", how, class_="missing")
+
+
+def table(
+    head: Sequence[Child], rows: Sequence[Sequence[Child]], *, numbers_from: int = 1, name: str = ""
+) -> Markup:
+    """A table that scrolls sideways where it is too wide; columns from `numbers_from` on are aligned right."""
+
+    def cells(kind: str, row: Sequence[Child]) -> list[Markup]:
+        return [
+            tag(kind, cell, class_="number" if k >= numbers_from else None)
+            for k, cell in enumerate(row)
+        ]
+
+    return tag(
+        "div",
+        tag(
+            "table",
+            tag("caption", name) if name else None,
+            tag("thead", tag("tr", cells("th", head))),
+            tag("tbody", [tag("tr", cells("td", row)) for row in rows]),
+        ),
+        class_="scroll",
+    )
+
+
+def tile(label: str, value: str, below: str = "") -> Markup:
+    """One figure that is seen first."""
+    return tag(
+        "div",
+        tag("span", label, class_="tile-label"),
+        tag("span", value, class_="tile-value"),
+        tag("span", below or "\u00a0", class_="tile-below"),
+        class_="tile",
+    )
+
+
+def grid(charts: Sequence[Markup]) -> Markup:
+    """Charts side by side, as many as there is room for."""
+    return tag("div", charts, class_="grid")
+
+
+def details(title: str, *children: Child, opened: bool = False) -> Markup:
+    """What is there for those who look."""
+    return tag("details", tag("summary", title), children, open=opened)
+
+
+def run_label(name: str, colour: int) -> Markup:
+    """A run's name with its colour."""
+    return tag("span", tag("i", class_=f"swatch c{colour % 6}"), name, class_="run-label")
