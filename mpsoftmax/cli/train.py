@@ -1,11 +1,18 @@
 """`mpsoftmax train`."""
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpsoftmax.cli.arguments import Commands, add_config, add_nproc
 from mpsoftmax.cli.ranks import spawn, wants_ranks
+
+if TYPE_CHECKING:
+    from mpsoftmax.config import Config
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -49,7 +56,9 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     comm = connect(config.train.timeout_s)
     try:
         with comm.naming("a step's collectives"):  # DDP's reductions are not called through comm
-            summary = Trainer(config, comm).run()
+            trainer = Trainer(config, comm)
+            with page_of(config, comm.rank):
+                summary = trainer.run()
         if comm.rank == 0:
             print(f"done: step {summary.steps}; results in {summary.folder}")
     except Stopped as stopped:
@@ -59,3 +68,26 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     finally:
         disconnect()
     return 0
+
+
+@contextlib.contextmanager
+def page_of(config: "Config", rank: int) -> Iterator[None]:
+    """Write RUN/report.html when training ends, however it does; no page is worth a training."""
+    try:
+        yield
+    finally:
+        if rank == 0 and config.track.report:
+            write_page(Path(config.run.dir))
+
+
+def write_page(folder: Path) -> None:
+    """RUN/report.html, or a line that says why not."""
+    try:
+        from mpsoftmax.report import write_report
+
+        print(f"report: {write_report([folder], folder / 'report.html')}", flush=True)
+    except Exception as error:
+        print(
+            f"report: not written: {type(error).__name__}: {error}; try mpsoftmax report {folder}",
+            flush=True,
+        )

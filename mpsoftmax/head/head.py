@@ -604,7 +604,7 @@ class ModelParallelSoftmax(nn.Module):
 
         Args:
             features: [b, D] raw; b may differ between ranks.
-            other_than: int64 [b], for each feature a class that is no answer, as its own; on all ranks or none.
+            other_than: int64 [b], for each feature a class that is no answer, as its own; all ranks or none.
 
         Returns:
             class ids int64 [b] and cosines [b]; ties go to the lowest id. With no other class the cosine is

@@ -1,6 +1,6 @@
 """Pieces that several sections are made of: tables, tiles, notes, a section itself."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mpsoftmax.report.markup import Child, Markup, tag
 
@@ -22,14 +22,26 @@ def missing(what: str, how: str) -> Markup:
 
 
 def table(
-    head: Sequence[Child], rows: Sequence[Sequence[Child]], *, numbers_from: int = 1, name: str = ""
+    head: Sequence[Child],
+    rows: Sequence[Sequence[Child]],
+    *,
+    numbers: Collection[int] = (),
+    name: str = "",
+    class_: str | None = None,
 ) -> Markup:
-    """A table that scrolls sideways where it is too wide; columns from `numbers_from` on are aligned right."""
+    """A table that scrolls sideways where it is too wide.
+
+    Args:
+        head: A title a column; none where all are empty.
+        rows: A cell a column.
+        numbers: Columns of numbers, which are aligned right.
+        name: Above the table.
+        class_: Of the table.
+    """
 
     def cells(kind: str, row: Sequence[Child]) -> list[Markup]:
         return [
-            tag(kind, cell, class_="number" if k >= numbers_from else None)
-            for k, cell in enumerate(row)
+            tag(kind, cell, class_="number" if k in numbers else None) for k, cell in enumerate(row)
         ]
 
     return tag(
@@ -37,8 +49,9 @@ def table(
         tag(
             "table",
             tag("caption", name) if name else None,
-            tag("thead", tag("tr", cells("th", head))),
+            tag("thead", tag("tr", cells("th", head))) if any(head) else None,
             tag("tbody", [tag("tr", cells("td", row)) for row in rows]),
+            class_=class_,
         ),
         class_="scroll",
     )
@@ -58,6 +71,11 @@ def tile(label: str, value: str, below: str = "") -> Markup:
 def grid(charts: Sequence[Markup]) -> Markup:
     """Charts side by side, as many as there is room for."""
     return tag("div", charts, class_="grid")
+
+
+def beside(*parts: Child) -> Markup:
+    """Side by side, where there is room."""
+    return tag("div", [tag("div", part) for part in parts if part], class_="beside")
 
 
 def details(title: str, *children: Child, opened: bool = False) -> Markup:

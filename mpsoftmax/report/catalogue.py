@@ -1,11 +1,10 @@
-"""What figures are called, what they mean, and which way is better; unknown ones show under their own names."""
+"""What figures are called, what they mean, which way is better; unknown ones show under their own names."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mpsoftmax.report.run import Run
-from mpsoftmax.report.words import short, size_of
 
 Points = list[tuple[int, float | None]]
 
@@ -17,14 +16,13 @@ class Figure:
     title: str
     note: str = ""
     group: str = "Margins and negatives"
-    label: Callable[[float], str] = short
     better: int = 0
     """1: more is better, -1: less, 0: neither."""
 
 
-LEARNING, MARGINS, STABILITY = "Learning", "Margins and negatives", "Stability"
+LEARNING, MARGINS = "Learning", "Margins and negatives"
 SPEED, BASKETS, CENTRES = "Speed and memory", "Several datasets", "Class centres"
-GROUPS = (LEARNING, MARGINS, STABILITY, CENTRES, BASKETS, SPEED)
+GROUPS = (LEARNING, MARGINS, CENTRES, BASKETS, SPEED)
 
 KNOWN: dict[str, Figure] = {
     "loss": Figure("Loss", "mean over the logged step's batch", LEARNING, better=-1),
@@ -47,16 +45,16 @@ KNOWN: dict[str, Figure] = {
     "link": Figure("Links made", "at each check", BASKETS),
     "split": Figure("Links split", "at each check", BASKETS),
     "conflict": Figure("Conflicts", "at each check", BASKETS),
-    "gradient_norm": Figure("Gradient norm", "backbone, before clipping", STABILITY),
-    "class_gradient_norm": Figure("Class gradient norm", "before clipping", STABILITY),
-    "skipped_steps": Figure("Skipped steps", "so far", STABILITY, better=-1),
-    "loss_scale": Figure("Loss scale", "fp16", STABILITY),
+    "gradient_norm": Figure("Gradient norm", "backbone, before clipping", LEARNING),
+    "class_gradient_norm": Figure("Class gradient norm", "before clipping", LEARNING),
+    "skipped_steps": Figure("Skipped steps", "so far", LEARNING, better=-1),
+    "loss_scale": Figure("Loss scale", "fp16", LEARNING),
     "timing.images_per_s": Figure("Throughput", "images/s, all ranks", SPEED, better=1),
     "timing.step_s": Figure("Step time", "seconds", SPEED, better=-1),
     "timing.data_wait_s": Figure("Data wait", "seconds a step, rank 0", SPEED, better=-1),
     "timing.slowest_data_wait_s": Figure("Data wait, slowest rank", "seconds a step", SPEED),
-    "timing.resident_bytes": Figure("Memory", "resident, fullest rank", SPEED, size_of, -1),
-    "timing.device_peak_bytes": Figure("Device memory", "peak, fullest rank", SPEED, size_of, -1),
+    "timing.resident_bytes": Figure("Memory", "resident, fullest rank", SPEED, -1),
+    "timing.device_peak_bytes": Figure("Device memory", "peak, fullest rank", SPEED, -1),
     "accuracy": Figure("Accuracy", "ten-fold", "Evaluation", better=1),
     "auc": Figure("AUC", "area under the ROC curve", "Evaluation", better=1),
     "eer": Figure("EER", "equal error rate", "Evaluation", better=-1),

@@ -128,7 +128,7 @@ def data_block(tree: object) -> Markup:
     return Markup(f'<script type="application/json">{text}</script>')
 
 
-def axes(x: Scale, y: Scale, x_title: str, y_title: str = "") -> Markup:
+def axes(x: Scale, y: Scale, x_title: str) -> Markup:
     """Grid, ticks and titles."""
     parts: list[Markup] = []
     for value in y.ticks:
@@ -158,8 +158,6 @@ def axes(x: Scale, y: Scale, x_title: str, y_title: str = "") -> Markup:
     parts.append(
         tag("text", x_title, x=f"{(LEFT + RIGHT) / 2:g}", y=f"{HEIGHT - 5:g}", class_="middle name")
     )
-    if y_title:
-        parts.append(tag("text", y_title, x=f"{LEFT:g}", y=f"{TOP - 3:g}", class_="name"))
     return tag("g", parts, class_="axes")
 
 

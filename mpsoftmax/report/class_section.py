@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mpsoftmax.report.blocks import details, grid, missing, section, table
+from mpsoftmax.report.blocks import beside, details, grid, missing, section, table
 from mpsoftmax.report.chart import BOTTOM, LEFT, RIGHT, TOP, Chart
 from mpsoftmax.report.markup import Child, Markup, tag
 from mpsoftmax.report.run import Run, Tree
@@ -14,10 +14,12 @@ from mpsoftmax.report.shapes import Cloud, Distribution, clouds, histogram
 from mpsoftmax.report.words import count, fixed
 
 LISTED = 10
+LOOSE = "Least alike inside: mixed identities, or images that say little."
+NEAR = "Nearest to another class: one identity under two names?"
 ANGLE_BINS = 45
 HOW = (
-    "RUN/report/classes.json is missing: it is written when a training with track.report: true ends. mpsoftmax "
-    "report RUN --recompute makes it from the checkpoint."
+    "RUN/report/classes.json is missing: it is written when a training with track.report: true ends. "
+    "mpsoftmax report RUN --recompute makes it from the checkpoint."
 )
 
 
@@ -46,8 +48,8 @@ def sample_text(tree: Tree) -> str:
     among = "the rows of all classes" if tree.get("among") == "table" else "the sample's centres"
     return (
         f"{count(num, 'class')} of {tree['num_classes']:,}, drawn evenly over their sizes, "
-        f"{tree['sampled_images']:,} training images without augmentation, step {tree['step']:,}. A centre is the "
-        f"mean of a class's images; the nearest other class is looked for among {among}."
+        f"{tree['sampled_images']:,} training images, not augmented, step {tree['step']:,}. A centre is "
+        f"the mean of a class's images; the nearest other class is looked for among {among}."
     )
 
 
@@ -55,7 +57,10 @@ def size_chart(tree: Tree, title: str) -> Markup:
     """Cosine within the class and to the nearest other one, over the number of its images."""
     columns = tree["classes"]
     found = []
-    for name, key, colour in (("within the class", "within", 0), ("nearest other", "other_cosine", 1)):
+    for name, key, colour in (
+        ("within the class", "within", 0),
+        ("nearest other", "other_cosine", 1),
+    ):
         known = [
             (size, value)
             for size, value in zip(columns["images"], columns[key], strict=True)
@@ -71,7 +76,7 @@ def size_chart(tree: Tree, title: str) -> Markup:
     edges = 2.0 ** np.arange(1, math.ceil(math.log2(most)) + 1)
     chart = Chart(
         title,
-        "cosine; dots: classes, lines: medians",
+        "cosine; lines: medians",
         "images of the class",
         legend=tuple((cloud.name, cloud.colour) for cloud in found),
     )
@@ -84,7 +89,7 @@ def angle_chart(tree: Tree, title: str) -> Markup:
     edges = np.linspace(0.0, 180.0, ANGLE_BINS + 1)
     counts = np.histogram(angles, edges)[0]
     shares = (counts / max(1, counts.sum())).tolist()
-    note = f"median {np.median(angles):.1f}°" if angles else ""
+    note = f"% of classes; median {np.median(angles):.1f}°" if angles else ""
     chart = Chart(title, note, "angle, degrees")
     return histogram(chart, edges.tolist(), [Distribution("classes", shares, 0)])
 
@@ -105,6 +110,7 @@ def lists(tree: Tree, suffix: str) -> Markup:
     loose = sorted((row for row in rows if row[2] is not None), key=lambda row: row[2])
     near = sorted((row for row in rows if row[4] is not None), key=lambda row: -row[4])
     head = ["Class", "Images", "Within", "Nearest other", "Its cosine"]
+    numbers = (1, 2, 4)
 
     def listed(found: list) -> list[list[Child]]:
         return [
@@ -114,9 +120,15 @@ def lists(tree: Tree, suffix: str) -> Markup:
 
     return details(
         f"Classes to look at{suffix}",
-        tag("p", "Least alike inside: mixed identities, or images that say little.", class_="note"),
-        table(head, listed(loose)),
-        tag("p", "Nearest to another class: one identity under two names?", class_="note"),
-        table(head, listed(near)),
+        beside(
+            [
+                tag("p", LOOSE, class_="note"),
+                table(head, listed(loose), numbers=numbers),
+            ],
+            [
+                tag("p", NEAR, class_="note"),
+                table(head, listed(near), numbers=numbers),
+            ],
+        ),
         opened=not suffix,
     )

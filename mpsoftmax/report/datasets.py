@@ -28,9 +28,7 @@ def datasets(runs: Sequence[Run]) -> Markup | None:
 
 def is_several(run: Run) -> bool:
     """Whether a run has several datasets, or left traces of such."""
-    return (
-        isinstance(run.setting("data.train"), list) or bool(run.links) or bool(run.tables)
-    )
+    return isinstance(run.setting("data.train"), list) or bool(run.links) or bool(run.tables)
 
 
 def sizes(run: Run) -> Markup | None:
@@ -52,7 +50,7 @@ def sizes(run: Run) -> Markup | None:
                 fixed(share),
             ]
         )
-    return table(["Dataset", "Images", "Classes", "Mined share, last"], rows)
+    return table(["Dataset", "Images", "Classes", "Mined share, last"], rows, numbers=(1, 2, 3))
 
 
 def linked(run: Run) -> Markup:
@@ -77,7 +75,7 @@ def linked(run: Run) -> Markup:
     return tag(
         "div",
         tag("p", f"links.jsonl: {words}."),
-        details(f"The last {count(len(rows), 'event')}", table(head, rows, numbers_from=4)),
+        details(f"The last {count(len(rows), 'event')}", table(head, rows, numbers=(4, 5))),
     )
 
 
@@ -89,14 +87,16 @@ def tables(run: Run) -> list[Markup]:
         if one is not None:
             found.append(details(f"{title}: {one.num_rows:,} ({name}.csv)", first_rows(one)))
     if "duplicates" not in run.tables:
-        how = "head.baskets.duplicates says from which cosine on pairs are listed when training ends."
+        how = (
+            "head.baskets.duplicates says from which cosine on pairs are listed when training ends."
+        )
         found.append(missing("No duplicates.csv.", how))
     return found
 
 
 def first_rows(one: Table) -> Markup:
     """The first rows of a table."""
-    return table(one.columns, one.rows[:SHOWN], numbers_from=4)
+    return table(one.columns, one.rows[:SHOWN], numbers=(4, 5))
 
 
 def as_number(value: Any) -> float | None:

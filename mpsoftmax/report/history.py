@@ -1,4 +1,4 @@
-"""How a run went, from its processes and its lines: outcome, restarts, time, throughput, best and last figures."""
+"""How a run went, from its processes and its lines: outcome, restarts, time, best and last figures."""
 
 import datetime
 from dataclasses import dataclass

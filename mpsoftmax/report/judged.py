@@ -15,12 +15,18 @@ from mpsoftmax.report.words import fixed
 
 NOT_DRAWN = ("accuracy_std",)
 HOW = (
-    "RUN/report/ holds none of this set: they are kept while training with track.report: true. mpsoftmax report "
-    "RUN --recompute makes them from the checkpoint."
+    "RUN/report/ holds none of this set: they are kept while training with track.report: true. mpsoftmax "
+    "report RUN --recompute makes them from the checkpoint."
 )
 HARDEST = {
-    "genuine": ("Least similar pairs of one class", "Look for wrong labels, and for what the model cannot do yet."),
-    "impostor": ("Most similar pairs of different classes", "Look for one identity under two names."),
+    "genuine": (
+        "Least similar pairs of one class",
+        "Look for wrong labels, and for what the model cannot do yet.",
+    ),
+    "impostor": (
+        "Most similar pairs of different classes",
+        "Look for one identity under two names.",
+    ),
 }
 
 
@@ -28,7 +34,7 @@ def judged(runs: Sequence[Run]) -> Markup:
     """One part a set."""
     names = set_names(runs)
     if not names:
-        how = "Name .bin files, pair lists or glyph sets in data.eval; mpsoftmax evaluate judges a trained run."
+        how = "Name .bin files, pair lists or glyph sets in data.eval; mpsoftmax evaluate judges a run."
         return section("evaluation", "Evaluation", missing("Nothing was evaluated.", how))
     return section("evaluation", "Evaluation", [of_set(name, runs) for name in names])
 
@@ -36,20 +42,18 @@ def judged(runs: Sequence[Run]) -> Markup:
 def set_names(runs: Sequence[Run]) -> list[str]:
     """Sets that any run was judged on, in their order."""
     return list(
-        dict.fromkeys(
-            name
-            for run in runs
-            for name in [*evaluation_points(run), *run.evaluations]
-        )
+        dict.fromkeys(name for run in runs for name in [*evaluation_points(run), *run.evaluations])
     )
 
 
 def of_set(name: str, runs: Sequence[Run]) -> Markup:
     """Everything about one set."""
-    known = [(k, run, run.evaluations[name]) for k, run in enumerate(runs) if name in run.evaluations]
+    known = [
+        (k, run, run.evaluations[name]) for k, run in enumerate(runs) if name in run.evaluations
+    ]
     charts = list(over_steps(name, runs))
     if known:
-        charts += [roc(known), det(known)]
+        charts += [chart for chart in (roc(known), det(known)) if chart is not None]
         charts += [similarities(run, tree, len(runs) > 1) for _, run, tree in known]
     return tag(
         "div",
@@ -69,8 +73,8 @@ def pairs_note(known: Sequence[tuple[int, Run, Tree]]) -> Markup | None:
     result = known[0][2]["verification"]
     steps = sorted({tree["step"] for _, _, tree in known})
     text = (
-        f"{result['num_genuine']:,} genuine and {result['num_impostors']:,} impostor pairs; curves and pairs of "
-        f"step {', '.join(f'{step:,}' for step in steps)}."
+        f"{result['num_genuine']:,} genuine and {result['num_impostors']:,} impostor pairs; curves and pairs "
+        f"of step {', '.join(f'{step:,}' for step in steps)}."
     )
     return tag("p", text, class_="note")
 
@@ -83,7 +87,7 @@ def over_steps(name: str, runs: Sequence[Run]) -> Iterator[Markup]:
         known = [value for _, _, points in series for _, value in points if value is not None]
         if known and max(len(points) for _, _, points in series) > 1:
             figure = figure_of(key)
-            yield chart_of_points(Chart(figure.title, figure.note), series, figure.label)
+            yield chart_of_points(Chart(figure.title, figure.note), series)
 
 
 def rates(tree: Tree) -> list[tuple[float, float]]:
@@ -107,16 +111,18 @@ def roc(known: Sequence[tuple[int, Run, Tree]]) -> Markup:
     return line_chart(chart, lines, x, y)
 
 
-def det(known: Sequence[tuple[int, Run, Tree]]) -> Markup:
-    """False reject over false accept rate, both by normal deviates."""
+def det(known: Sequence[tuple[int, Run, Tree]]) -> Markup | None:
+    """False reject over false accept rate, both by normal deviates; None where no pair is wrong."""
     lines, least = [], 1.0
     for k, run, tree in known:
-        num = tree["verification"]["num_impostors"], tree["verification"]["num_genuine"]
-        found = [(far, 1 - tar) for far, tar in rates(tree) if far < 1]
-        # Where no pair is wrong the rate is below what so many pairs can show.
-        found = [(max(far, 0.5 / num[0]), max(miss, 0.5 / num[1])) for far, miss in found]
+        # A rate of none has no normal deviate: the curve ends where no pair is wrong any more.
+        found = [(far, 1 - tar) for far, tar in rates(tree) if far < 1 and tar < 1]
+        if not found:
+            continue
         least = min([least, *(min(pair) for pair in found)])
         lines.append(Line(run.name, [far for far, _ in found], [miss for _, miss in found], k, k))
+    if not lines:
+        return None
     low = max(min(least, 0.01), 1e-6)
     chart = Chart("DET", "false reject over false accept rate", "false accept rate")
     return line_chart(
@@ -134,7 +140,7 @@ def similarities(run: Run, tree: Tree, several: bool) -> Markup:
     title = f"Similarities, {run.name}" if several else "Similarities"
     chart = Chart(
         title,
-        f"dashed: best threshold {fixed(result['threshold'], 3)}",
+        f"% of each kind; best threshold {fixed(result['threshold'], 3)}",
         "cosine",
         legend=(("genuine", 0), ("impostor", 1)),
     )
@@ -162,7 +168,7 @@ def pair_card(pair: dict[str, Any]) -> Markup:
     """Two pictures, their cosine and their names."""
     names = [short_name(str(name)) for name in pair["names"]]
     pictures = [
-        tag("img", src=picture, alt=name, loading="lazy")
+        tag("img", src=picture, alt=name)
         for picture, name in zip(pair["pictures"], names, strict=True)
     ]
     return tag(

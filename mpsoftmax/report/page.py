@@ -70,7 +70,7 @@ def render(runs: Sequence[Run]) -> str:
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=policy(script)),
-        tag("title", f"{title} – mpsoftmax report"),
+        tag("title", f"{title} · mpsoftmax report"),
         tag("link", rel="icon", href="data:,"),
         Markup(f"<style>{style}</style>"),
     )
@@ -103,11 +103,15 @@ def hiding(num_runs: int) -> str:
 def header(runs: Sequence[Run]) -> Markup:
     """Names, and how the run ended."""
     if len(runs) == 1:
-        kind, title = "Training run", tag("h1", runs[0].name, badge(runs[0]))
+        kind, title = "Training run", tag("h1", runs[0].name, " ", badge(runs[0]))
     else:
         kind = f"{len(runs)} training runs, differences to the first"
         title = tag("h1", " · ".join(run.name for run in runs))
-    return tag("header", tag("div", tag("p", kind, class_="kind"), title, class_="head-inner"), class_="top")
+    return tag(
+        "header",
+        tag("div", tag("p", kind, class_="kind"), title, class_="head-inner"),
+        class_="top",
+    )
 
 
 def navigation(runs: Sequence[Run], keys: Sequence[str]) -> Markup:

@@ -228,7 +228,7 @@ def read_tables(folder: Path, notes: list[str]) -> dict[str, Table]:
 
 
 def told_apart(runs: list[Run]) -> list[Run]:
-    """Runs whose names differ: those that share one get their parent folder's before it, or a number after it."""
+    """Runs whose names differ: those that share one get their parent folder's too, or a number."""
     shared = Counter(run.name for run in runs)
     names = [
         "/".join(run.folder.resolve().parts[-2:]) if shared[run.name] > 1 else run.name

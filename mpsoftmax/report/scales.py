@@ -96,7 +96,7 @@ def logarithmic(
 
 
 def deviates(low: float, high: float, start: float, stop: float) -> Scale:
-    """Rates 0 < low < high < 1 by their normal deviates, as DET curves have it: straight for normal scores."""
+    """Rates 0 < low < high < 1 by normal deviates, as DET curves have it: straight for normal scores."""
     ticks = tuple(rate for rate in RATES if low <= rate <= high)
     return Scale(low, high, start, stop, ticks, NORMAL.inv_cdf, rate_label)
 

@@ -20,6 +20,7 @@ from mpsoftmax.report.chart import (
 )
 from mpsoftmax.report.markup import Markup, tag
 from mpsoftmax.report.scales import Scale, linear
+from mpsoftmax.report.words import number
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def histogram(
     """Distributions over the same bins, over each other; only bins that hold something are shown.
 
     Args:
-        chart: Titles; the y axis is per cent.
+        chart: Titles; the note says that the y axis is per cent.
         edges: n + 1, ascending.
         distributions: n shares each.
         threshold: Marked by a vertical line.
@@ -72,7 +73,7 @@ def histogram(
         }
         for one in distributions
     ]
-    return figure(chart, axes(x, y, chart.x_title, "% of each kind"), drawn, values)
+    return figure(chart, axes(x, y, chart.x_title), drawn, values)
 
 
 def occupied(distributions: Sequence[Distribution]) -> tuple[int, int]:
@@ -186,7 +187,7 @@ def stacked(stacks: Sequence[Stack], label: str) -> Markup:
         pieces = [
             tag(
                 "span",
-                title=f"{name}: {size:,.3g} {label}",
+                title=f"{name}: {number(size, 3)} {label}",
                 class_=f"piece c{colour % NUM_COLOURS}",
                 style=f"width:{100 * size / most:.2f}%",
             )
@@ -199,7 +200,7 @@ def stacked(stacks: Sequence[Stack], label: str) -> Markup:
                 "div",
                 tag("span", stack.name, class_="bar-name"),
                 tag("div", pieces, class_="bar"),
-                tag("span", f"{total:,.3g} {label}", class_="bar-total"),
+                tag("span", f"{number(total, 3)} {label}", class_="bar-total"),
                 class_="bar-row",
             )
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mpsoftmax.report import history
-from mpsoftmax.report.blocks import missing, run_label, section, table, tile
+from mpsoftmax.report.blocks import beside, missing, run_label, section, table, tile
 from mpsoftmax.report.catalogue import figure_of
 from mpsoftmax.report.markup import Child, Markup, tag
 from mpsoftmax.report.run import Run
@@ -24,7 +24,8 @@ def summary(runs: Sequence[Run]) -> Markup:
     """Tiles of the first run (alone), the table of all."""
     notes = [missing(f"{run.name}:", f"{note}.") for run in runs for note in run.notes]
     alone = tag("div", tiles(runs[0]), class_="tiles") if len(runs) == 1 else None
-    return section("summary", "Summary", alone, facts_table(runs), figures_table(runs), notes)
+    both = [facts_table(runs), figures_table(runs)]
+    return section("summary", "Summary", alone, beside(*both) if alone else both, notes)
 
 
 def tiles(run: Run) -> list[Markup]:
@@ -34,7 +35,7 @@ def tiles(run: Run) -> list[Markup]:
         if key not in ("accuracy", "recall_at_1", "top1"):
             continue
         span = history.interval_of(run, name, key)
-        below = f"95 %: {fixed(span[0])} – {fixed(span[1])}" if span else f"step {best.last_step:,}"
+        below = f"95 %: {span_of(span)}" if span else f"step {best.last_step:,}"
         found.append(tile(f"{figure_of(key).title}, {name}", fixed(best.last), below))
     lines = run.of_kind("train")
     if lines:
@@ -59,11 +60,13 @@ def badge(run: Run) -> Markup:
 def facts_table(runs: Sequence[Run]) -> Markup:
     """A row a fact, a column a run."""
     rows: list[list[Child]] = [
-        [title, *(describe(run) for run in runs)] for title, describe in FACTS
+        [title, *(describe(run) for run in runs)]
+        for title, describe in FACTS
+        if describe is not badge or len(runs) > 1  # that of one run stands beside its name
     ]
     shown = [row for row in rows if any(cell not in ("", MISSING) for cell in row[1:])]
     head = ["", *(run_label(run.name, k) for k, run in enumerate(runs))]
-    return table(head if len(runs) > 1 else ["", ""], shown, numbers_from=99, name="Run")
+    return table(head if len(runs) > 1 else ["", ""], shown, name="Run", class_="facts")
 
 
 def steps_text(run: Run) -> str:
@@ -189,28 +192,37 @@ def figures_table(runs: Sequence[Run]) -> Markup:
     keys = list(dict.fromkeys(key for one in found for key in one))
     if not keys:
         return missing(
-            "No evaluation.", "Name verification sets in data.eval, and train.eval_every to see progress."
+            "No evaluation.",
+            "Name verification sets in data.eval, and train.eval_every to see progress.",
         )
-    rows = []
+    rows: list[list[Child]] = []
+    before = ""
     for name, key in keys:
         first = found[0].get((name, key))
-        row: list[Child] = [tag("span", name, class_="set"), figure_of(key).title]
+        again = name == before and bool(rows)
+        row: list[Child] = [tag("span", "" if again else name, class_="set"), figure_of(key).title]
         for k, run in enumerate(runs):
             own = found[k].get((name, key))
             middle = span_text(run, name, key) if k == 0 else difference(key, own, first)
             row += [MISSING] * 3 if own is None else [fixed(own.last), middle, best_text(own)]
         rows.append(row)
+        before = name
     head: list[Child] = ["Set", "Figure"]
     for k, run in enumerate(runs):
         last: Child = [run_label(run.name, k), " last"] if len(runs) > 1 else "Last"
         head += [last, "Difference" if k else "95 % interval", "Best (step)"]
-    return table(head, rows, numbers_from=2, name="Evaluation figures")
+    return table(head, rows, numbers=range(2, len(head)), name="Evaluation figures")
 
 
 def span_text(run: Run, name: str, key: str) -> str:
     """The 95 % interval of a figure."""
     span = history.interval_of(run, name, key)
-    return f"{fixed(span[0])} – {fixed(span[1])}" if span else MISSING
+    return span_of(span) if span else MISSING
+
+
+def span_of(span: tuple[float, float]) -> str:
+    """An interval."""
+    return f"{fixed(span[0])} .. {fixed(span[1])}"
 
 
 def difference(key: str, own: history.Best | None, first: history.Best | None) -> Child:

@@ -71,7 +71,7 @@ def from_defaults(run: Run) -> Markup:
         for key in own
         if key not in usual or own[key] != usual[key]
     ]
-    return table(["Setting", "This run", "Default"], rows, numbers_from=99)
+    return table(["Setting", "This run", "Default"], rows)
 
 
 def defaults() -> dict[str, Any]:
@@ -92,7 +92,7 @@ def compared(runs: Sequence[Run]) -> Markup:
     if not rows:
         return tag("p", "No setting differs.")
     head = ["Setting", *(run_label(run.name, k) for k, run in enumerate(runs))]
-    return table(head, rows, numbers_from=99, name="Settings that differ")
+    return table(head, rows, name="Settings that differ")
 
 
 def whole(run: Run) -> Markup:
@@ -110,7 +110,7 @@ def environments(runs: Sequence[Run]) -> Markup:
         return missing("Not recorded.", how)
     rows = [[WORDS[key], *(environment_text(one.get(key)) for one in found)] for key in keys]
     head = ["", *(run_label(run.name, k) for k, run in enumerate(runs))]
-    return table(head if len(runs) > 1 else ["", ""], rows, numbers_from=99)
+    return table(head if len(runs) > 1 else ["", ""], rows, class_="facts")
 
 
 def environment_text(value: Any) -> str:
@@ -142,6 +142,6 @@ def process_table(number: int, run: Run, several: bool) -> Markup:
     return tag(
         "div",
         run_label(run.name, number) if several else None,
-        table(head, rows, numbers_from=99),
+        table(head, rows),
         class_=f"run-{number}",
     )

@@ -43,9 +43,16 @@ def timing(runs: Sequence[Run]) -> Markup:
     head: list[Child] = ["Phase", "What"]
     for run, _ in known:
         head += [f"{run.name}, a step" if len(known) > 1 else "A step", "Share"]
-    lead = "Means over all logged steps of rank 0. Phases do not overlap; evaluations and checkpoints are not in them."
+    lead = (
+        "Means over all logged steps of rank 0. Phases do not overlap; evaluations and checkpoints are not "
+        "in them."
+    )
     return section(
-        "time", "A step's time", stacked(stacks, "ms"), table(head, rows, numbers_from=2), lead=lead
+        "time",
+        "A step's time",
+        stacked(stacks, "ms"),
+        table(head, rows, numbers=range(2, len(head))),
+        lead=lead,
     )
 
 

@@ -2,7 +2,8 @@
 
 import math
 
-MISSING = "–"
+MISSING = "\u2013"
+MINUS = "\u2212"
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -13,26 +14,29 @@ def number(value: float | None, digits: int = 4) -> str:
     """
     if value is None or not math.isfinite(value):
         return MISSING
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
     size = abs(value)
-    if size >= 10 ** (digits - 1):
-        return f"{value:,.0f}"
-    if size < 1e-4:
+    if value == int(value) and size < 1e15:
+        text = f"{int(value):,}"
+    elif size >= 10 ** (digits - 1):
+        text = f"{value:,.0f}"
+    elif size < 1e-4:
         return f"{value:.{digits - 1}g}"
-    decimals = digits - 1 - math.floor(math.log10(size))
-    return f"{value:.{min(decimals, digits)}f}"
+    else:
+        text = f"{value:.{min(digits - 1 - math.floor(math.log10(size)), digits)}f}"
+    return text.replace("-", MINUS)
 
 
 def fixed(value: float | None, decimals: int = 4) -> str:
     """So many decimals, for figures that stand below each other."""
-    return MISSING if value is None or not math.isfinite(value) else f"{value:.{decimals}f}"
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{value:.{decimals}f}".replace("-", MINUS)
 
 
 def signed(value: float, decimals: int = 4) -> str:
     """A difference, with its sign; a true minus sign."""
     text = f"{value:+,.{decimals}f}"
-    return text.replace("-", "−")
+    return text.replace("-", MINUS)
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
@@ -51,22 +55,20 @@ def short(value: float) -> str:
         return "0"
     for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= limit * 0.9999999:
-            return f"{value / limit:.6g}{suffix}".replace("-", "−")
+            return f"{value / limit:.6g}{suffix}".replace("-", MINUS)
     if size < 1e-3:
         mantissa, _, exponent = f"{value:.3g}".partition("e")
         if exponent:
             return f"{mantissa}e{int(exponent)}"
-    return f"{value:.6g}".replace("-", "−")
+    return f"{value:.6g}".replace("-", MINUS)
 
 
-def size_of(num_bytes: float | None) -> str:
-    """Bytes in binary units."""
-    if num_bytes is None:
-        return MISSING
-    for limit, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+def byte_unit(num_bytes: float) -> tuple[float, str]:
+    """The binary unit that suits a number of bytes, and its bytes."""
+    for limit, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
         if num_bytes >= limit:
-            return f"{num_bytes / limit:.3g} {unit}"
-    return f"{num_bytes:.0f} B"
+            return float(limit), unit
+    return 1024.0, "KiB"
 
 
 def milliseconds(seconds: float | None) -> str:

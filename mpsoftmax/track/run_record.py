@@ -1,9 +1,9 @@
 """RUN/report/: what a page about the run needs and metrics.jsonl does not hold.
 
-    sessions.jsonl        a line where a process began (what it ran on) and one where it ended, and how
-    evaluation-SET.json   of a set's newest evaluation: curves, the hardest pairs with pictures; once training
-                          is over the figures with their intervals
-    classes.json          a sample of classes after training (train/class_quality.py)
+sessions.jsonl        a line where a process began (what it ran on) and one where it ended, and how
+evaluation-SET.json   of a set's newest evaluation: curves, the hardest pairs with pictures; once training
+                      is over the figures with their intervals
+classes.json          a sample of classes after training (train/class_quality.py)
 """
 
 import datetime

@@ -75,9 +75,7 @@ class DataPass:
         found: list[tuple[Tensor, Tensor]] = []
         with evaluation_mode(net), torch.no_grad():
             for batch in self._batches():
-                found.append(
-                    (self._features(net, batch.images), batch.labels.to(self._device))
-                )
+                found.append((self._features(net, batch.images), batch.labels.to(self._device)))
         return torch.cat([one for one, _ in found]), torch.cat([one for _, one in found])
 
     def _batches(self) -> Iterator[Batch]:

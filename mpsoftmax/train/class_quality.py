@@ -91,9 +91,7 @@ def class_quality(
     """
     device = next(net.parameters()).device
     num_classes = len(images.class_names)
-    indices = sample_classes(
-        images.labels, num_classes, images_allowed(samples), config.train.seed
-    )
+    indices = sample_classes(images.labels, num_classes, images_allowed(samples), config.train.seed)
     ids = np.unique(images.labels[indices])
     chosen = Subset(images, indices, ids)
     tolerant = replace(config, data=replace(config.data, max_corrupt=len(chosen)))
@@ -145,9 +143,7 @@ def agreed(comm: Comm, action: Callable[[], T]) -> T:
     return comm.together(act)
 
 
-def class_statistics(
-    features: Tensor, labels: Tensor, num: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def class_statistics(features: Tensor, labels: Tensor, num: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of unit features [m, D] with labels int64 [m] in 0 .. num-1, by class.
 
     Returns:
