@@ -1,6 +1,7 @@
 """Pieces that several sections are made of: tables, tiles, notes, a section itself."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from mpsoftmax.report.markup import Child, Markup, tag
 
@@ -21,9 +22,16 @@ def missing(what: str, how: str) -> Markup:
     return tag("p", tag("b", what), " ", how, class_="missing")
 
 
+@dataclass(frozen=True)
+class Group:
+    """A row of a table that names those below it."""
+
+    name: Child
+
+
 def table(
     head: Sequence[Child],
-    rows: Sequence[Sequence[Child]],
+    rows: Sequence[Sequence[Child] | Group],
     *,
     numbers: Collection[int] = (),
     name: str = "",
@@ -33,7 +41,7 @@ def table(
 
     Args:
         head: A title a column; none where all are empty.
-        rows: A cell a column.
+        rows: A cell a column, or the name of the group that begins.
         numbers: Columns of numbers, which are aligned right.
         name: Above the table.
         class_: Of the table.
@@ -44,25 +52,30 @@ def table(
             tag(kind, cell, class_="number" if k in numbers else None) for k, cell in enumerate(row)
         ]
 
+    def row_of(row: Sequence[Child] | Group) -> Markup:
+        if isinstance(row, Group):
+            return tag("tr", tag("th", row.name, colspan=len(head)), class_="group")
+        return tag("tr", cells("td", row))
+
     return tag(
         "div",
         tag(
             "table",
             tag("caption", name) if name else None,
             tag("thead", tag("tr", cells("th", head))) if any(head) else None,
-            tag("tbody", [tag("tr", cells("td", row)) for row in rows]),
+            tag("tbody", [row_of(row) for row in rows]),
             class_=class_,
         ),
         class_="scroll",
     )
 
 
-def tile(label: str, value: str, below: str = "") -> Markup:
+def tile(label: str, value: str, below: str = "", unit: str = "") -> Markup:
     """One figure that is seen first."""
     return tag(
         "div",
         tag("span", label, class_="tile-label"),
-        tag("span", value, class_="tile-value"),
+        tag("span", value, tag("small", f" {unit}") if unit else None, class_="tile-value"),
         tag("span", below or "\u00a0", class_="tile-below"),
         class_="tile",
     )

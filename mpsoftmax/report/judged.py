@@ -184,5 +184,6 @@ def pair_card(pair: dict[str, Any]) -> Markup:
 
 
 def short_name(name: str) -> str:
-    """The last two parts of a path: what tells images apart."""
-    return "/".join(name.split("/")[-2:])
+    """What tells images apart: the last two parts of a path, the number in a .bin file."""
+    _, inside, number = name.rpartition(": image ")
+    return f"image {number}" if inside else "/".join(name.split("/")[-2:])

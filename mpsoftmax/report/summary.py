@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mpsoftmax.report import history
-from mpsoftmax.report.blocks import beside, missing, run_label, section, table, tile
+from mpsoftmax.report.blocks import Group, beside, missing, run_label, section, table, tile
 from mpsoftmax.report.catalogue import figure_of
 from mpsoftmax.report.markup import Child, Markup, tag
 from mpsoftmax.report.run import Run
@@ -46,7 +46,7 @@ def tiles(run: Run) -> list[Markup]:
     if speed is not None:
         seconds = history.step_seconds(run)
         found.append(
-            tile("Throughput", f"{number(speed, 3)} images/s", f"{duration(seconds or 0)} in steps")
+            tile("Throughput", number(speed, 3), f"{duration(seconds or 0)} in steps", "images/s")
         )
     return found[:5]
 
@@ -195,23 +195,26 @@ def figures_table(runs: Sequence[Run]) -> Markup:
             "No evaluation.",
             "Name verification sets in data.eval, and train.eval_every to see progress.",
         )
-    rows: list[list[Child]] = []
-    before = ""
+    rows: list[list[Child] | Group] = []
+    before: str | None = None
     for name, key in keys:
         first = found[0].get((name, key))
-        again = name == before and bool(rows)
-        row: list[Child] = [tag("span", "" if again else name, class_="set"), figure_of(key).title]
+        if name != before:
+            rows.append(Group(name))
+        row: list[Child] = [figure_of(key).title]
         for k, run in enumerate(runs):
             own = found[k].get((name, key))
             middle = span_text(run, name, key) if k == 0 else difference(key, own, first)
             row += [MISSING] * 3 if own is None else [fixed(own.last), middle, best_text(own)]
         rows.append(row)
         before = name
-    head: list[Child] = ["Set", "Figure"]
+    head: list[Child] = ["Figure"]
     for k, run in enumerate(runs):
         last: Child = [run_label(run.name, k), " last"] if len(runs) > 1 else "Last"
         head += [last, "Difference" if k else "95 % interval", "Best (step)"]
-    return table(head, rows, numbers=range(2, len(head)), name="Evaluation figures")
+    return table(
+        head, rows, numbers=range(1, len(head)), name="Evaluation figures", class_="figures"
+    )
 
 
 def span_text(run: Run, name: str, key: str) -> str:
