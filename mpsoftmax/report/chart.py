@@ -28,7 +28,6 @@ class Line:
         ys: As many.
         colour: Which of the page's colours.
         run: Which run it shows or hides with; None: always shown.
-        dashed: For what is not measured, or a second kind.
     """
 
     name: str
@@ -36,7 +35,6 @@ class Line:
     ys: Sequence[float | None]
     colour: int = 0
     run: int | None = None
-    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,6 @@ class Chart:
     title: str
     note: str = ""
     x_title: str = "step"
-    wide: bool = False
     legend: Sequence[tuple[str, int]] = field(default_factory=tuple)
     """Names and colours, where the chart has several of its own."""
 
@@ -118,7 +115,7 @@ def figure(
         ),
         svg,
         data_block({"x": chart.x_title, "lines": list(values)}) if values else None,
-        class_="chart wide" if chart.wide else "chart",
+        class_="chart",
     )
 
 
@@ -156,7 +153,7 @@ def axes(x: Scale, y: Scale, x_title: str) -> Markup:
             tag("text", x.label(value), x=px(place), y=f"{BOTTOM + 16:g}", class_="middle")
         )
     parts.append(
-        tag("text", x_title, x=f"{(LEFT + RIGHT) / 2:g}", y=f"{HEIGHT - 5:g}", class_="middle name")
+        tag("text", x_title, x=f"{(LEFT + RIGHT) / 2:g}", y=f"{HEIGHT - 5:g}", class_="middle")
     )
     return tag("g", parts, class_="axes")
 
@@ -165,7 +162,7 @@ def drawn_line(line: Line, x: Scale, y: Scale) -> Markup:
     """The path of a line; with few points each gets a dot."""
     classes = colour_class(line.colour, line.run)
     points = sum(value is not None for value in line.ys)
-    path = tag("path", d=path_of(line, x, y), class_="line dashed" if line.dashed else "line")
+    path = tag("path", d=path_of(line, x, y), class_="line")
     if points > 24:
         return tag("g", path, class_=classes)
     dots = [
@@ -226,7 +223,6 @@ def thinned(line: Line) -> Line:
         [line.ys[i] for i in order],
         line.colour,
         line.run,
-        line.dashed,
     )
 
 

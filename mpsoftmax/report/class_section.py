@@ -26,20 +26,21 @@ HOW = (
 def classes(runs: Sequence[Run]) -> Markup:
     """Charts of every run; tables of what to look at."""
     parts: list[Child] = []
-    charts: list[Markup] = []
+    sizes: list[Markup] = []
+    angles: list[Markup] = []
     for run in runs:
         if run.classes is None:
             parts.append(missing(f"No classes of {run.name}.", HOW))
             continue
         suffix = f", {run.name}" if len(runs) > 1 else ""
-        charts += [
-            size_chart(run.classes, f"Class size and quality{suffix}"),
-            angle_chart(run.classes, f"Class row to class centre{suffix}"),
-        ]
+        sizes.append(size_chart(run.classes, f"Class size and quality{suffix}"))
+        angles.append(angle_chart(run.classes, f"Class row to class centre{suffix}"))
         parts.append(lists(run.classes, suffix))
     known = next((run.classes for run in runs if run.classes), None)
     lead = sample_text(known) if known else ""
-    return section("classes", "Classes", grid(charts) if charts else None, parts, lead=lead)
+    return section(
+        "classes", "Classes", grid([*sizes, *angles]) if sizes else None, parts, lead=lead
+    )
 
 
 def sample_text(tree: Tree) -> str:

@@ -69,7 +69,6 @@ def histogram(
             "run": None,
             "x": middles,
             "y": [significant(100 * share) for share in one.shares[first : last + 1]],
-            "bins": True,
         }
         for one in distributions
     ]

@@ -50,12 +50,12 @@ def versions() -> dict[str, str]:
 
 def processor() -> str:
     """The processor's name, where the system says it."""
-    file = Path("/proc/cpuinfo")
-    if file.exists():
-        for line in file.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def commit(folder: Path) -> str | None:

@@ -22,6 +22,7 @@ from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.order import share
 from mpsoftmax.data.union import Union
+from mpsoftmax.roll_call import LostRank
 from mpsoftmax.track.environment import environment
 from mpsoftmax.track.log import Log
 from mpsoftmax.track.profiler import Profiler
@@ -430,7 +431,9 @@ class Trainer:
                 )
             if self.comm.rank == 0:
                 write_json(self.folder / FOLDER / CLASSES, found)
-        except (ValueError, OSError, RuntimeError) as error:
+        except LostRank:
+            raise
+        except Exception as error:
             self.log.say(f"report: the classes could not be looked at: {error}")
 
     def _lacks_evaluation(self) -> bool:
