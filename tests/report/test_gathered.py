@@ -16,11 +16,14 @@ from mpsoftmax.comm import Comm
 from mpsoftmax.data.thumbnail import LONGEST_SIDE, thumbnail
 from mpsoftmax.evaluate.hardest import hardest_pairs
 from mpsoftmax.report.recompute import recompute
+from mpsoftmax.track.environment import commit, environment
+from mpsoftmax.track.run_record import evaluation_file
 from mpsoftmax.train.class_quality import (
     IMAGES_OF_CLASS,
     class_quality,
     class_statistics,
     images_allowed,
+    nearest_in_sample,
     sample_classes,
 )
 from mpsoftmax.train.loop import Trainer
@@ -143,6 +146,30 @@ def test_the_nearest_other_class(ranks, world):
         for ids, cosine, expected, value in ranks.run(nearest_others, world, seed=seed):
             assert torch.equal(ids, expected)
             assert torch.allclose(cosine, value, atol=1e-6)
+
+
+def test_of_a_large_table_the_sample_alone_is_searched():
+    means = normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.1]]))
+    ids = torch.tensor([4, 7, 9])
+    others, cosine = nearest_in_sample(None, ids, means, None)
+    assert others.tolist() == [7, 4, 7]
+    assert cosine[:2].tolist() == pytest.approx([0.8, 0.8])
+
+
+def test_a_file_for_a_set_of_any_name():
+    names = ["lfw", "../../etc/passwd", "a b", "a_b", "\udcff", "x" * 500]
+    files = [evaluation_file(name) for name in names]
+    assert files[0] == "evaluation-lfw.json"
+    assert len(set(files)) == len(names)
+    assert all("/" not in file and len(file) < 120 and file.isascii() for file in files)
+
+
+def test_what_a_run_ran_on(tmp_path):
+    found = environment(torch.device("cpu"))
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["device"] == "cpu"
+    json.dumps(found)
+    assert commit(tmp_path) is None  # outside any checkout
 
 
 def failing(folder):
