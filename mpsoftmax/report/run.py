@@ -90,10 +90,10 @@ def read_run(folder: Path) -> Run:
         name=folder.resolve().name,
         config=read_config(folder / "config.yaml", notes),
         lines=lines,
-        sessions=read_lines(folder / FOLDER / SESSIONS, notes),
+        sessions=stepped(read_lines(folder / FOLDER / SESSIONS, notes)),
         evaluations=read_evaluations(folder / FOLDER, notes),
         classes=checked(folder / FOLDER / CLASSES, classes_fit, notes),
-        links=read_lines(folder / "links.jsonl", notes),
+        links=stepped(read_lines(folder / "links.jsonl", notes)),
         tables=read_tables(folder, notes),
         checkpoints=sorted(
             int(path.name.removeprefix("step-"))
@@ -155,13 +155,20 @@ def cleaned(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def stepped(lines: list[Tree]) -> list[Tree]:
+    """Lines that have a kind and a step."""
+    return [
+        line
+        for line in lines
+        if isinstance(line.get("kind"), str) and type(line.get("step")) is int
+    ]
+
+
 def known_lines(lines: list[Tree]) -> list[Tree]:
     """Lines of a kind and a step, in the order of steps; of several of a step (and set) the last."""
     newest: dict[tuple[Any, ...], Tree] = {}
-    for line in lines:
-        if isinstance(line.get("kind"), str) and type(line.get("step")) is int:
-            key = (line["kind"], line["step"], str(line.get("set", "")))
-            newest[key] = line
+    for line in stepped(lines):
+        newest[line["kind"], line["step"], str(line.get("set", ""))] = line
     return sorted(newest.values(), key=lambda line: line["step"])
 
 

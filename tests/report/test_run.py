@@ -13,7 +13,7 @@ from made_runs import (
     write_run,
 )
 
-from mpsoftmax.report import history
+from mpsoftmax.report import history, render
 from mpsoftmax.report.catalogue import points_of
 from mpsoftmax.report.run import read_run, told_apart
 
@@ -81,8 +81,13 @@ def test_damaged_files_are_noted_and_left_out(tmp_path):
     broken["curves"]["tar"] = []
     (folder / "report" / "evaluation-9.json").write_text(json.dumps(broken))
     (folder / "report" / "evaluation-8.json").write_text("[" * 100_000)
+    for name in ("links.jsonl", "report/sessions.jsonl"):
+        with (folder / name).open("a") as file:
+            file.write('{"kind": "start", "step": "seven"}\n{"kind": ["end"], "step": 1}\n')
     run = read_run(folder)
     assert len(run.of_kind("train")) == 20
+    assert (len(run.sessions), run.links) == (2, [])
+    assert "damaged and left out" in render([run])
     assert (run.config, run.classes, list(run.evaluations)) == ({}, None, ["pairs"])
     text = "\n".join(run.notes)
     assert "metrics.jsonl: 3 damaged lines left out" in text
