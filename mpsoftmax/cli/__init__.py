@@ -18,12 +18,25 @@ from mpsoftmax.cli import (
     export,
     inspect,
     plan,
+    report,
     train,
 )
 from mpsoftmax.cli.parser import Parser, meant
 from mpsoftmax.cli.ranks import without_local_rank
 
-COMMANDS = (train, evaluate, embed, export, convert, inspect, plan, bench, doctor, completion)
+COMMANDS = (
+    train,
+    evaluate,
+    report,
+    embed,
+    export,
+    convert,
+    inspect,
+    plan,
+    bench,
+    doctor,
+    completion,
+)
 """In the order of `mpsoftmax --help`."""
 USER_ERROR, LOST_RANK, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 

@@ -8,8 +8,8 @@ from mpsoftmax.cli.arguments import (
     Commands,
     add_json,
     add_nproc,
-    add_under,
     add_trust_code,
+    add_under,
     count,
 )
 from mpsoftmax.cli.ranks import spawn, wants_ranks

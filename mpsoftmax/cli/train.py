@@ -1,8 +1,11 @@
 """`mpsoftmax train`."""
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpsoftmax.cli.arguments import Commands, add_config, add_nproc, new_file
@@ -105,7 +108,9 @@ def train(config: "Config") -> int:
     comm = connect(config.train.timeout_s)
     try:
         with comm.naming("a step's collectives"):  # DDP's reductions are not called through comm
-            summary = Trainer(config, comm).run()
+            trainer = Trainer(config, comm)
+            with page_of(config, comm.rank):
+                summary = trainer.run()
         if comm.rank == 0:
             print(f"done: step {summary.steps}; results in {summary.folder}")
             print(f"next: mpsoftmax evaluate {summary.folder} --data {_judged_by(config)}")
@@ -121,3 +126,26 @@ def train(config: "Config") -> int:
 def _judged_by(config: "Config") -> str:
     """A verification set to name in the next step's command."""
     return config.data.eval[0] if config.data.eval else "pairs.csv@FOLDER-OR-TAR"
+
+
+@contextlib.contextmanager
+def page_of(config: "Config", rank: int) -> Iterator[None]:
+    """Write RUN/report.html when training ends, however it does; no page is worth a training."""
+    try:
+        yield
+    finally:
+        if rank == 0 and config.track.report:
+            write_page(Path(config.run.dir))
+
+
+def write_page(folder: Path) -> None:
+    """RUN/report.html, or a line that says why not."""
+    try:
+        from mpsoftmax.report import write_report
+
+        print(f"report: {write_report([folder], folder / 'report.html')}", flush=True)
+    except Exception as error:
+        print(
+            f"report: not written: {type(error).__name__}: {error}; try mpsoftmax report {folder}",
+            flush=True,
+        )

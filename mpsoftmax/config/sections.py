@@ -160,6 +160,9 @@ class TrackConfig:
     """SET/FIGURE by which a checkpoint gets the alias best; null: accuracy of the first set."""
     tensorboard: bool = False
     """Write RUN/tensorboard too (needs the extra mpsoftmax[tensorboard])."""
+    report: bool = True
+    """Write RUN/report.html when training ends, and gather RUN/report/ for it: a sample of at most 4,096
+    training images is embedded once more."""
     callbacks: tuple[str, ...] = ()
     """Classes of yours to tell about the run: package.module:Class."""
 

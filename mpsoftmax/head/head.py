@@ -607,19 +607,27 @@ class ModelParallelSoftmax(nn.Module):
         return mine, ids[mine] - start
 
     @torch.no_grad()
-    def nearest_classes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest_classes(
+        self, features: Tensor, other_than: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The class of highest cosine for each of this rank's features. Collective.
 
         Args:
             features: [b, D] raw; b may differ between ranks.
+            other_than: int64 [b], for each feature a class that is no answer, as its own; all ranks or none.
 
         Returns:
-            class ids int64 [b] and cosines [b]; ties go to the lowest id.
+            class ids int64 [b] and cosines [b]; ties go to the lowest id. With no other class the cosine is
+            -inf.
         """
-        exchange = Exchange(self.comm, self.embedding_dim, 1, self.compute_dtype, capacity=None)
+        if other_than is not None:
+            other_than = self.merged_classes.canonical(self._checked_ids(other_than))
+        exchange = Exchange(
+            self.comm, self.embedding_dim, self.num_classes, self.compute_dtype, capacity=None
+        )
         with no_autocast(features):
             absent = forward_pass.absent_classes(self._parts, None)
-            return nearest_classes(exchange, self._table, features, absent)
+            return nearest_classes(exchange, self._table, features, absent, other_than)
 
     # -- state ---------------------------------------------------------------------------------
 

@@ -10,14 +10,19 @@ BLOCK_CLASSES = 4096
 
 
 def nearest_classes(
-    exchange: Exchange, table: ClassTable, features: Tensor, absent: Tensor | None
+    exchange: Exchange,
+    table: ClassTable,
+    features: Tensor,
+    absent: Tensor | None,
+    other_than: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Class ids int64 [b] and cosines [b] for this rank's raw features [b, D]. Collective.
 
-    `absent` bool: local classes that are no answer. With sub-centres a class's nearest row counts; ties go
-    to the lowest id.
+    `absent` bool: local classes that are no answer. `other_than` int64 [b]: the class that is no answer to a
+    feature. With sub-centres a class's nearest row counts; ties go to the lowest id.
     """
     labels = torch.zeros(features.shape[0], dtype=torch.int64, device=features.device)
+    labels = labels if other_than is None else other_than
     local, batch = exchange.gather(features, labels)
     best, where = torch.full_like(batch.norm, -torch.inf), torch.zeros_like(batch.labels)
     unit, k = batch.unit.to(batch.norm.dtype), table.num_centres
@@ -28,6 +33,10 @@ def nearest_classes(
         cosine = cosine.unflatten(1, (-1, k)).amax(2)
         if absent is not None:
             cosine.masked_fill_(absent[first : first + BLOCK_CLASSES], -torch.inf)
+        if other_than is not None:
+            own = batch.labels - (table.start + first)
+            here = torch.nonzero((own >= 0) & (own < last - first))[:, 0]
+            cosine[here, own[here]] = -torch.inf
         value, position = cosine.max(1)
         better = value > best
         best = torch.where(better, value, best)

@@ -1,7 +1,7 @@
 """All trackers of a run, told one after the other; silent on every rank but 0."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,14 @@ from torch import Tensor
 
 from mpsoftmax.config import Config
 from mpsoftmax.evaluate.curves import Curves
+from mpsoftmax.evaluate.hardest import JudgedPairs
 from mpsoftmax.track.best import Best
 from mpsoftmax.track.callbacks import load_callbacks
 from mpsoftmax.track.display import Display
 from mpsoftmax.track.json_lines import MetricsFile, lines_up_to
 from mpsoftmax.track.protocol import Callback, Ending, Evaluation, Line, RunStart, SavedCheckpoint
 from mpsoftmax.track.redaction import redacted_text
+from mpsoftmax.track.run_record import RunRecord
 
 ReadBackbone = Callable[[Path], dict[str, Tensor]]
 
@@ -33,6 +35,7 @@ class Log:
         rank: Of this process; on ranks other than 0 every call does nothing.
         world: Ranks.
         read_backbone: The backbone's tensors from a checkpoint directory.
+        facts: See RunStart.
 
     Raises:
         ValueError: a tracker cannot start.
@@ -48,6 +51,7 @@ class Log:
         *,
         world: int,
         read_backbone: ReadBackbone,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self._trackers: list[Callback] = []
         self._last, self._num_steps = start, num_steps
@@ -64,6 +68,7 @@ class Log:
             start=start,
             world=world,
             written=lines_up_to(folder / MetricsFile.NAME, start),
+            facts=facts or {},
         )
         start_all([*others, self._metrics, self._display], run)
         self._trackers = [self._metrics, *others, self._display]
@@ -89,14 +94,24 @@ class Log:
         if line["kind"] in ("train", "skip") and line.get("loss", 0.0) is None:
             self.alert("loss not finite", f"step {line['step']} of {self._num_steps}")
 
-    def evaluated(self, step: int, lines: Iterable[Line], curves: dict[str, Curves]) -> None:
-        """The lines of an evaluation, a set each, and the sets' curves."""
+    def evaluated(
+        self,
+        step: int,
+        lines: Iterable[Line],
+        curves: Mapping[str, Curves],
+        pairs: Mapping[str, JudgedPairs] | None = None,
+    ) -> None:
+        """The lines of an evaluation, a set each, and the sets' curves and pairs."""
         for line in lines:
             self.write({"kind": "eval", "step": step, **line})
             if self._trackers:
                 figures = {key: value for key, value in line.items() if key != "set"}
                 found = Evaluation(
-                    step=step, name=line["set"], figures=figures, curves=curves[line["set"]]
+                    step=step,
+                    name=line["set"],
+                    figures=figures,
+                    curves=curves[line["set"]],
+                    pairs=(pairs or {}).get(line["set"]),
                 )
                 self._tell("on_evaluation", found)
         self._tell_saved(before=step + 1)
@@ -165,8 +180,8 @@ class Log:
 
 
 def chosen_trackers(config: Config) -> list[Callback]:
-    """Weights & Biases and TensorBoard, as configured."""
-    trackers: list[Callback] = []
+    """RUN/report, Weights & Biases and TensorBoard, as configured."""
+    trackers: list[Callback] = [RunRecord()] if config.track.report else []
     if config.track.wandb != "disabled":
         from mpsoftmax.track.wandb_run import WeightsAndBiases
 

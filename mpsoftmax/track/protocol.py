@@ -1,7 +1,7 @@
 """What a tracker is told, and when. All of it happens on rank 0, between steps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mpsoftmax.config import Config
 from mpsoftmax.evaluate.curves import Curves
+from mpsoftmax.evaluate.hardest import JudgedPairs
 
 Line = Mapping[str, Any]
 """One line of metrics.jsonl: {"kind": ..., "step": ..., values..., "timing": {...}}.
@@ -33,6 +34,8 @@ class RunStart:
     """Ranks."""
     written: Sequence[Line] = ()
     """What earlier processes of this run wrote up to `start`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values: data (images, classes, datasets), parameters of the backbone, the environment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class Evaluation:
     """Of the set."""
     figures: Mapping[str, float]
     curves: Curves
+    pairs: JudgedPairs | None = None
+    """Every pair with its similarity; None where track.report is off."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,17 @@ class DataPass:
                 means.add(self._features(net, batch.images), batch.labels.to(self._device))
         return means
 
+    def features(self, net: nn.Module) -> tuple[Tensor, Tensor]:
+        """Raw features float32 [m, D] and labels int64 [m] of this rank's share, by the net as it is.
+
+        Nothing is asked of other ranks. An image that cannot be decoded has the label -1.
+        """
+        found: list[tuple[Tensor, Tensor]] = []
+        with evaluation_mode(net), torch.no_grad():
+            for batch in self._batches():
+                found.append((self._features(net, batch.images), batch.labels.to(self._device)))
+        return torch.cat([one for one, _ in found]), torch.cat([one for _, one in found])
+
     def _batches(self) -> Iterator[Batch]:
         """This rank's share; as many batches on every rank, the last ones perhaps empty."""
         start, stop = share(self._num_images, self._comm.rank, self._comm.world)

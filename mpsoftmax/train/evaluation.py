@@ -23,8 +23,10 @@ from mpsoftmax.data.glyphs import open_glyphs
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.near_names import near_name
 from mpsoftmax.data.pairs import read_bin, read_pairs
+from mpsoftmax.data.thumbnail import thumbnail
 from mpsoftmax.evaluate.curves import Curves, curves
 from mpsoftmax.evaluate.embed import embed, raw_pixels
+from mpsoftmax.evaluate.hardest import JudgedPairs
 from mpsoftmax.evaluate.retrieval import recall_at_1
 from mpsoftmax.evaluate.verification import VerificationResult, verify
 from mpsoftmax.head.head import ModelParallelSoftmax
@@ -121,6 +123,8 @@ class Evaluator:
         self._sets: dict[str, EvaluationSet] = {}
         self.curves: dict[str, Curves] = {}
         """Of each set's newest evaluation, on rank 0."""
+        self.pairs: dict[str, JudgedPairs] = {}
+        """The same, where track.report asks for it."""
 
     def run(self, net: nn.Module, head: ModelParallelSoftmax | None) -> list[dict[str, Any]]:
         """Figures of every set in data.eval, the same on every rank; collective."""
@@ -173,14 +177,28 @@ class Evaluator:
         embeddings = self.embeddings(chosen, net)
         line = {"set": chosen.name, **summarise(verify_set(embeddings, chosen, num_bootstrap=0))}
         if self.comm.rank == 0:
-            self.curves[chosen.name] = curves(
-                pair_similarity(embeddings, chosen.pairs), chosen.same
-            )
+            self._keep(chosen, pair_similarity(embeddings, chosen.pairs))
         if chosen.fonts is not None:
             line["recall_at_1"] = glyph_recall(embeddings, chosen)
         if chosen.name == "glyphs-closed" and head is not None:
             line["top1"] = self._top1(embeddings, chosen, head)
         return line
+
+    def _keep(self, chosen: EvaluationSet, similarity: np.ndarray) -> None:
+        """Curves and pairs of the newest evaluation, for trackers."""
+        self.curves[chosen.name] = curves(similarity, chosen.same)
+        data, images = self.config.data, chosen.images
+        if not self.config.track.report:
+            return
+        self.pairs[chosen.name] = JudgedPairs(
+            similarity,
+            chosen.same,
+            chosen.pairs,
+            name=images.name,
+            picture=lambda index: thumbnail(
+                images, index, size=data.image_size, decoder=data.decoder, crop=data.crop
+            ),
+        )
 
     def _top1(
         self,

@@ -23,13 +23,17 @@ from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.order import share
 from mpsoftmax.data.union import Union
+from mpsoftmax.roll_call import LostRank
+from mpsoftmax.track.environment import environment
 from mpsoftmax.track.log import Log
 from mpsoftmax.track.profiler import Profiler
+from mpsoftmax.track.run_record import CLASSES, FOLDER, write_json
 from mpsoftmax.track.step_clock import BACKBONE, UPDATE, StepClock
 from mpsoftmax.train.build import build_augment, build_head, build_net, changed_settings
 from mpsoftmax.train.centres import DataPass, drift_of, refresh_every, share_buffers
 from mpsoftmax.train.checkpoint import Checkpoints, read_state
 from mpsoftmax.train.class_names import write_names
+from mpsoftmax.train.class_quality import class_quality
 from mpsoftmax.train.culprits import MicroBatch
 from mpsoftmax.train.datasets import build_order, names_within, sizes_of
 from mpsoftmax.train.duplicates import merge_listed, with_known_pairs
@@ -76,7 +80,7 @@ class Trainer:
         )
         resume = self._open_folder()
         images = open_in_turn(config, comm)
-        self.data = describe_data(images, comm)
+        self.images, self.data = images, describe_data(images, comm)
         self.num_steps = total_steps(config, len(images))
         torch.manual_seed(config.train.seed)
         net = comm.together(lambda: build_net(config)).to(self.device)
@@ -93,6 +97,7 @@ class Trainer:
         if resume is None:
             started += start_from(config, net, self.head, comm, images)
             merge_listed(config, several, self.head)
+        self.num_parameters = sum(value.numel() for value in net.parameters())
         self._start_engine(net, memory_format)
         self.step, self.samples = 0, 0
         self.unevaluated = False  # a checkpoint is saved before the evaluation of its step
@@ -232,7 +237,18 @@ class Trainer:
             self.comm.rank,
             world=self.comm.world,
             read_backbone=read_backbone,
+            facts=self._facts(),
         )
+
+    def _facts(self) -> dict[str, Any]:
+        """What trackers are told of the run beside its configuration."""
+        if self.comm.rank != 0:
+            return {}
+        return {
+            "data": self.data,
+            "parameters": self.num_parameters,
+            "environment": environment(self.device),
+        }
 
     def _make_clock(self) -> StepClock:
         phases, train = self.head.phases, self.config.train
@@ -286,6 +302,7 @@ class Trainer:
                     self._save(last=True)
             if unfinished:
                 self._list_duplicates()
+                self._look_at_classes()
         finally:
             self.saver.close(train.timeout_s)
             self.identities.close()
@@ -414,6 +431,29 @@ class Trainer:
         if found is not None:
             self.log.say(found)
 
+    def _look_at_classes(self) -> None:
+        """RUN/report/classes.json. Training is over and saved: what goes wrong here is said and no error."""
+        if not self.config.track.report:
+            return
+        try:
+            with self.engine.whole() as net:
+                share_buffers(net, self.comm)
+                found = class_quality(
+                    self.config,
+                    self.images,
+                    net,
+                    self.head,
+                    self.comm,
+                    step=self.step,
+                    samples=self.samples,
+                )
+            if self.comm.rank == 0:
+                write_json(self.folder / FOLDER / CLASSES, found)
+        except LostRank:
+            raise
+        except Exception as error:
+            self.log.say(f"report: the classes could not be looked at: {error}")
+
     def _lacks_evaluation(self) -> bool:
         """Whether the run died between the checkpoint it goes on from and the evaluation of that step."""
         lacks = self.log.lacks_evaluation(self.step, len(self.config.data.eval))
@@ -423,7 +463,7 @@ class Trainer:
         with self.engine.whole() as net:
             share_buffers(net, self.comm)  # judge the model that a checkpoint would hold
             lines = self.evaluator.run(net, self.head)
-        self.log.evaluated(self.step, lines, self.evaluator.curves)
+        self.log.evaluated(self.step, lines, self.evaluator.curves, self.evaluator.pairs)
         self.unevaluated = False
         return lines
 
