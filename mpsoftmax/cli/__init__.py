@@ -8,10 +8,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mpsoftmax.cli import bench, convert, doctor, embed, evaluate, export, inspect, plan, train
+from mpsoftmax.cli import (
+    bench,
+    clean,
+    convert,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    inspect,
+    plan,
+    train,
+)
 from mpsoftmax.cli.ranks import without_local_rank
 
-COMMANDS = (train, evaluate, embed, export, convert, inspect, plan, bench, doctor)
+COMMANDS = (train, evaluate, embed, export, convert, inspect, clean, plan, bench, doctor)
 """In the order of `mpsoftmax --help`."""
 USER_ERROR, LOST_RANK = 2, 1
 

@@ -3,7 +3,7 @@
 A `.view.json` file names the set it looks at and says what is different:
 
     {"format": 1, "source": "faces.tar", "fingerprint": {"num_images", "labels_sha256", "names_sha256"},
-     "drop": [image, ...], "relabel": [[image, class], ...], "merge": [[class kept, class merged into it], ...]}
+     "drop": [image, ...], "relabel": [[image, class], ...], "merge": [[class, class], ...]}
 
 Images and classes are numbers of the source. A path that is not absolute is relative to the view's folder.
 Classes that lose all their images lose their number: those that are left keep their order and their names. An
@@ -27,7 +27,7 @@ FORMAT = 1
 
 
 def fingerprint(images: ImageSet) -> dict[str, Any]:
-    """What tells a set from another one, or from itself in another order: counts, labels, image and class names.
+    """What tells a set from another one, or from itself in another order: labels, image and class names.
 
     Image names go without their folders: a set may be moved.
     """
