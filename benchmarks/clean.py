@@ -104,7 +104,7 @@ def judge_labels(listed: list[Finding], images: ImageSet, truth: Planted) -> str
     wrong[[image for image, _ in truth.swapped]] = True
     part = counts[images.labels] >= LEAST_IMAGES
     halves = dict(truth.split)
-    right = [to.get(image) in (true, halves.get(true)) for image, true in truth.swapped]
+    right = [to.get(image, -1) in (true, halves.get(true, true)) for image, true in truth.swapped]
     text = ranking(wrong[part], scores[part], suggested[part], int(wrong.sum()))
     return f"{text}; true class suggested for {np.mean(right):.3f}"
 

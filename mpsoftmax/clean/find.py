@@ -196,12 +196,12 @@ def identity_findings(
         if pair.class_a >= sizes[0]:
             continue  # within or between the others: not what was asked
         if pair.class_b >= sizes[0]:
-            between += [pair] if pair.cosine >= calibration.merge else []
+            between += [pair] if calibration.trusts(pair) else []
             continue
         found.append(
             Finding(
                 kind="identity",
-                action="merge" if pair.cosine >= calibration.merge else "keep",
+                action="merge" if calibration.trusts(pair) else "keep",
                 score=pair.cosine + pair.lead,
                 class_id=pair.class_a,
                 class_name=str(images.class_names[pair.class_a]),

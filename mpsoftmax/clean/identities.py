@@ -2,8 +2,8 @@
 
 Two classes are listed where each is the other's nearest. Whether that is near enough is judged by what the
 model makes of certain duplicates: every class cut into two halves. A pair whose means are as near as all but
-a quarter of the halves is suggested for merging. How far the runner-up is behind counts towards the score, as
-in mpsoftmax.head.duplicates, whose rule of mutual nearest classes this is.
+a quarter of the halves, and nearer than the runner-up by some lead, is suggested for merging. The lead counts
+towards the score too, as in mpsoftmax.head.duplicates, whose rule of mutual nearest classes this is.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,10 @@ from torch import Tensor
 from mpsoftmax.clean.centres import BLOCK_CLASSES, class_sums
 from mpsoftmax.head.duplicates import Found, Nearest, Pair, mutual
 
-QUANTILE = 0.25
-LISTED_QUANTILE = 0.01
+QUANTILE, LISTED_QUANTILE = 0.25, 0.01
+"""Chosen on Omniglot with planted duplicates (docs/cleaning.md)."""
+LEAST_LEAD = 0.05
+"""Least lead over the runner-up of a suggestion: what head.linking trusts at least."""
 LEAST_HALVED = 4
 
 
@@ -34,6 +36,10 @@ class Calibration:
     merge: float
     listed: float
     num_classes: int
+
+    def trusts(self, pair: Pair) -> bool:
+        """Whether a pair is suggested as one identity."""
+        return pair.cosine >= self.merge and pair.lead >= LEAST_LEAD
 
 
 def calibrate(unit: Tensor, labels: Tensor, num_classes: int) -> Calibration:

@@ -16,7 +16,7 @@ from mpsoftmax.clean.centres import Fit, deviations
 from mpsoftmax.clean.finding import Finding
 from mpsoftmax.data.image_set import ImageSet
 
-RELABEL, LISTED = 4.0, 2.5
+RELABEL, LISTED = 4.0, 1.5
 """Deviations of the margin from which an image nearer to another class is suggested for it; is listed."""
 LEAST_CLASS = 3
 """In a class of two, nobody can tell which image is the wrong one."""
