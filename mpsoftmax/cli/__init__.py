@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mpsoftmax.cli import (
     bench,
+    clean,
     completion,
     convert,
     doctor,
@@ -32,6 +33,7 @@ COMMANDS = (
     export,
     convert,
     inspect,
+    clean,
     plan,
     bench,
     doctor,

@@ -15,8 +15,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         ".parquet, a list of paths, WebDataset shards) is copied into another format; image bytes, order and "
         "labels are kept. A config of arcface_torch (.py) becomes a configuration of ours (.yaml); its state "
         "dict of a backbone (.pth, .pt) a checkpoint that evaluate, embed, export and backbone.start_from "
-        "open; a folder of its checkpoint_gpu_*.pt, or of rank_*_softmax_weight.pt, a run folder that resumes "
-        "with any number of ranks. With --to arcface_torch a run of ours becomes such a folder. "
+        "open; a folder of its checkpoint_gpu_*.pt, or of rank_*_softmax_weight.pt, a run folder that "
+        "resumes with any number of ranks. With --to arcface_torch a run of ours becomes such a folder. "
         "docs/migration.md shows each.",
         epilog="""examples:
   mpsoftmax convert faces.rec faces.arrow

@@ -14,10 +14,12 @@ from mpsoftmax.data.path_lists import open_path_list
 from mpsoftmax.data.record_images import open_records
 from mpsoftmax.data.shards import expand, is_pattern, parquet_shards, top_files
 from mpsoftmax.data.tars import open_tars
+from mpsoftmax.data.view import SUFFIX as VIEW_SUFFIX
+from mpsoftmax.data.view import open_view
 
 ALLOWED = (
     "'glyphs', 'synthetic', a folder with a folder per class, a folder with train.rec or of .parquet or .tar"
-    " shards, *.tar, *.rec, *.arrow, *.parquet, a list of paths (.txt, .lst, .tsv, .csv; or"
+    " shards, *.tar, *.rec, *.arrow, *.parquet, *.view.json, a list of paths (.txt, .lst, .tsv, .csv; or"
     " LIST@FOLDER-OR-TAR), a pattern such as 'shard-{000..099}.tar' or 'train-*.parquet'"
 )
 
@@ -38,7 +40,8 @@ def open_images(spec: str | Path, **options: Any) -> ImageSet:
     Args:
         spec: ``glyphs``, ``synthetic``, or a path: a folder per class, a folder that holds
             ``train.rec`` or shards, ``*.tar``, ``*.rec``, ``*.arrow``, ``*.parquet``, a list of paths, a
-            pattern of shards. A folder of the name ``glyphs`` is written ``./glyphs``.
+            pattern of shards, or a ``*.view.json`` of one of these. A folder of the name ``glyphs``
+            is written ``./glyphs``.
         **options: What the format takes: ``under`` for folder, tar and the split of a Parquet
             folder, ``allow_unindexed`` for .rec, ``layout`` and ``label_key`` for tars, ``dialect`` and
             ``label_column`` for lists, ``image_column`` and ``label_column`` for Parquet, ``check``
@@ -98,6 +101,8 @@ def _open_folder(path: Path, options: dict[str, Any]) -> ImageSet:
 def _open_file(path: Path, options: dict[str, Any]) -> ImageSet:
     """A file by its suffix."""
     suffix, text = path.suffix.lower(), str(path)
+    if path.name.endswith(VIEW_SUFFIX):
+        return open_view(path, **options)
     if suffix == ".tar":
         return _call(open_tars, text, [path], **options)
     if suffix == ".rec":

@@ -3,7 +3,7 @@
 A `.view.json` file names the set it looks at and says what is different:
 
     {"format": 1, "source": "faces.tar", "fingerprint": {"num_images", "labels_sha256", "names_sha256"},
-     "drop": [image, ...], "relabel": [[image, class], ...], "merge": [[class kept, class merged into it], ...]}
+     "drop": [image, ...], "relabel": [[image, class], ...], "merge": [[class, class], ...]}
 
 Images and classes are numbers of the source. A path that is not absolute is relative to the view's folder.
 Classes that lose all their images lose their number: those that are left keep their order and their names. An
@@ -13,7 +13,7 @@ image of a class that is merged gets the class it is merged into, also after a r
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ import numpy as np
 
 from mpsoftmax.data.image_set import IGNORE, ImageSet, Subset
 from mpsoftmax.data.new_files import new_files
+from mpsoftmax.data.path_lists import SUFFIXES as LIST_SUFFIXES
 
 SUFFIX = ".view.json"
 FORMAT = 1
 
 
 def fingerprint(images: ImageSet) -> dict[str, Any]:
-    """What tells a set from another one, or from itself in another order: counts, labels, image and class names.
+    """What tells a set from another one, or from itself in another order: labels, image and class names.
 
     Image names go without their folders: a set may be moved.
     """
@@ -141,7 +142,7 @@ def write_view(
     known = str(source) in ("glyphs", "synthetic")
     tree = {
         "format": FORMAT,
-        "source": str(source) if known else os.path.relpath(source, path.parent or "."),
+        "source": str(source) if known else moved(str(source), path.parent, os.path.relpath),
         "fingerprint": fingerprint(images),
         "drop": sorted(map(int, drop)),
         "relabel": sorted([int(a), int(b)] for a, b in relabel.items()),
@@ -150,6 +151,14 @@ def write_view(
     with new_files(path) as (temporary,):
         temporary.write_text(json.dumps(tree) + "\n", encoding="utf-8", errors="surrogateescape")
     return view
+
+
+def moved(source: str, folder: Path, move: Callable[[str, Path], str]) -> str:
+    """A set's name with its path, or the paths of LIST@FOLDER-OR-TAR, from or to `folder`."""
+    first, at, holder = source.partition("@")
+    if at and Path(first).suffix.lower() in LIST_SUFFIXES:
+        return f"{move(first, folder)}@{move(holder, folder)}"
+    return move(source, folder)
 
 
 def open_view(path: str | Path, **options: Any) -> ImageSet:
@@ -173,7 +182,8 @@ def open_view(path: str | Path, **options: Any) -> ImageSet:
     source = str(tree["source"])
     if source.endswith(SUFFIX):
         raise ValueError(f"{file}: a view of a view ({source}); allowed: a view of the set itself")
-    place = source if source in ("glyphs", "synthetic") else str(file.parent / source)
+    known = source in ("glyphs", "synthetic")
+    place = source if known else moved(source, file.parent, lambda part, folder: str(folder / part))
     images = open_images(place, **options)
     found = fingerprint(images)
     if found != tree["fingerprint"]:

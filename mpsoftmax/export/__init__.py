@@ -1,5 +1,5 @@
 """Trained backbones and class rows in formats of others, each checked before it is handed over."""
 
-from mpsoftmax.export.export import Exported, export
+from mpsoftmax.export.one_file import Exported, export
 
 __all__ = ["Exported", "export"]

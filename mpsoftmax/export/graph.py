@@ -140,9 +140,8 @@ def write_program(
         graph = torch.export.load(file).module()
 
     def run(pixels: Tensor) -> Tensor:
-        with torch.no_grad():
-            if form == BESIDE:
-                return graph(to_float(pixels))
-            return graph(pixels if form == NCHW else pixels.permute(0, 2, 3, 1).contiguous())
+        if form == BESIDE:
+            return graph(to_float(pixels))
+        return graph(pixels if form == NCHW else pixels.permute(0, 2, 3, 1).contiguous())
 
     return check_parity(run, net, size)

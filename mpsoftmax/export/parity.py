@@ -41,7 +41,8 @@ def check_parity(
         with torch.no_grad():
             expected = net(to_float(pixels)).double()
         try:
-            found = run(pixels).double()
+            with torch.no_grad():
+                found = run(pixels).double()
         except Exception as error:  # whatever the runtime of the graph raises
             raise ValueError(
                 f"export: the graph fails at a batch of {batch}: {error!s:.500}"

@@ -9,6 +9,7 @@ of the machine it was trained on.
 
 import json
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -26,13 +27,15 @@ DATA_KEYS = ("image_size", "crop", "decoder", "seed")
 def portable_config(config: Config) -> dict[str, Any]:
     """The part of a training's configuration that its backbone and preprocessing need."""
     tree = to_tree(config)
-    data = {key: tree["data"][key] for key in DATA_KEYS}
+    names = [PurePath(str(one.path)).name for one in config.data.datasets]
+    data = {key: tree["data"][key] for key in DATA_KEYS} | {"train": " + ".join(names)}
     if config.data.train == "glyphs":
         data["glyphs"] = {**tree["data"]["glyphs"], "fonts": []}
+    kept = ("precision", "steps", "epochs")
     return {
         "backbone": tree["backbone"],
         "data": data,
-        "train": {"precision": config.train.precision},
+        "train": {key: tree["train"][key] for key in kept},
     }
 
 

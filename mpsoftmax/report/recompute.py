@@ -43,7 +43,7 @@ def recompute(folder: Path, comm: Comm, *, trust_code: bool = False) -> None:
     for_head = comm.together(lambda: with_known_pairs(config, several))
     head = build_head(for_head, sizes_of(images), comm.world, model.device)
     merge_listed(config, several, head)
-    start_from(config, model.net, head, comm)
+    start_from(config, model.net, head, comm, images)
     evaluator = Evaluator(config, names_within(images), comm, model.device)
     comm.together(evaluator.open_all)
     for line in evaluator.run(model.net, head):

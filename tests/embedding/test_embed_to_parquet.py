@@ -62,7 +62,8 @@ def kill(done, total):
     if done >= 20:
         os.kill(os.getpid(), signal.SIGKILL)
 run, data, out = sys.argv[1:]
-embed_to_parquet(open_model(run), open_to_embed(data), out, mirror=True, part_images=7, batch_size=4, progress=kill)
+model, images = open_model(run), open_to_embed(data)
+embed_to_parquet(model, images, out, mirror=True, part_images=7, batch_size=4, progress=kill)
 """
 
 
@@ -133,7 +134,7 @@ def test_another_job_does_not_go_on(run, faces, tmp_path):
 
 
 def fails(run, data, out):
-    with pytest.raises(ValueError, match="two-.*jpg") as error:
+    with pytest.raises(ValueError, match=r"two-.*jpg") as error:
         embed(run, data, out)
     return str(error.value)
 
