@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,12 +59,13 @@ def detect(state: Mapping[str, Tensor]) -> Detected:
     Raises:
         ValueError: it is none of IResNet, MobileFaceNet and the transformers; says what was looked for.
     """
-    if {"layer1.0.conv1.weight", "fc.weight"} <= state.keys():
-        return iresnet(state)
-    if {"conv_sep.layers.0.weight", "features.layers.2.weight"} <= state.keys():
-        return mobilefacenet(state)
-    if {"patch_embed.proj.weight", "feature.2.weight", "pos_embed"} <= state.keys():
-        return transformer(state)
+    for names, tell in KNOWN_BY:
+        if names <= state.keys():
+            try:
+                return tell(state)
+            except (IndexError, KeyError) as error:
+                told = f"backbone: {', '.join(sorted(names))} have other shapes than known: {error}"
+                raise ValueError(told) from error
     some = ", ".join(list(state)[:SHOWN])
     raise ValueError(
         f"backbone: {len(state)} tensors ({some}, ...) of no network known here; allowed: parameter names "
@@ -171,3 +172,11 @@ def said(what: str, names: list[str]) -> str:
         return ""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} tensors {what}: {', '.join(names[:SHOWN])}{more}"
+
+
+KNOWN_BY: tuple[tuple[set[str], Callable[[Mapping[str, Tensor]], Detected]], ...] = (
+    ({"layer1.0.conv1.weight", "fc.weight"}, iresnet),
+    ({"conv_sep.layers.0.weight", "features.layers.2.weight"}, mobilefacenet),
+    ({"patch_embed.proj.weight", "feature.2.weight", "pos_embed"}, transformer),
+)
+"""Names that only one kind of network has together, and who tells the rest."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mpsoftmax.migrate.torch_files import read_file, state_dict_in
@@ -104,7 +105,7 @@ def of_whole(paths: Sequence[Path]) -> Classifier:
     shards = [weight_in(file) for file in files]
     rows = [optimizer_of(path, file) for path, file in zip(paths, files, strict=True)]
     kind, states, age, notes = row_states(shards, [last for last, _, _ in rows])
-    first = files[0]
+    first, schedule = files[0], files[0].get("state_lr_scheduler")
     return Classifier(
         shards=shards,
         states=states,
@@ -114,14 +115,15 @@ def of_whole(paths: Sequence[Path]) -> Classifier:
         row_age=age,
         iterations=count_of(paths[0], iterations[0]),
         group=rows[0][2],
-        schedule=first.get("state_lr_scheduler") or {},
+        schedule=schedule if isinstance(schedule, dict) else {},
         notes=notes,
     )
 
 
 def weight_in(file: Mapping[str, Any]) -> Any:
     """The rows of one rank."""
-    return (file.get("state_dict_softmax_fc") or {}).get("weight")
+    table = file.get("state_dict_softmax_fc")
+    return table.get("weight") if isinstance(table, dict) else None
 
 
 def count_of(path: Path, value: Any) -> int:
@@ -150,8 +152,9 @@ def optimizer_of(
         groups, states = given["param_groups"], given["state"]
         numbers = [number for group in groups for number in group["params"]]
         others = {number: states[number] for number in numbers[:-1] if number in states}
-        last = states.get(numbers[-1], {})
-        return dict(last), others, dict(groups[-1])
+        if not all(type(number) is int for number in numbers):
+            raise TypeError("parameters are not numbered")
+        return dict(states.get(numbers[-1], {})), others, dict(groups[-1])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{path}: state_optimizer is no state of a torch optimiser") from error
 
@@ -175,7 +178,10 @@ def row_states(
             )
             return kind, {}, 0, (note,)
         states = {ours: [state[name] for state in given] for name, ours in names.items()}
-        return kind, states, int(given[0].get("step", 0)), ()
+        age = torch.as_tensor(given[0].get("step", 0))
+        if age.numel() != 1 or not 0 <= float(age) < 2**53:
+            raise ValueError("state_optimizer: step of the class rows is no count")
+        return kind, states, int(age), ()
     return None, {}, 0, ("no optimiser state of the class rows: it starts afresh",)
 
 

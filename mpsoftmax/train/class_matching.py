@@ -60,15 +60,8 @@ def match_names(old: Sequence[str], new: Sequence[str], renamed: dict[str, str])
     Raises:
         ValueError: a name occurs twice, or the table names what is nowhere.
     """
-    for what, names in (("checkpoint", old), ("data.train", new)):
-        digests = name_digests(names)
-        if len(np.unique(digests)) < len(digests):
-            values, counts = np.unique(digests, return_counts=True)
-            twice = int(np.flatnonzero(np.isin(digests, values[counts > 1]))[0])
-            raise ValueError(
-                f"head.start_from: two classes of {what} are named {names[twice]!r}; allowed: names that "
-                "differ"
-            )
+    check_distinct("checkpoint", old)
+    check_distinct("data.train", new)
     if renamed:
         unknown = sorted(set(renamed) - set(old))
         if unknown:
@@ -91,6 +84,18 @@ def match_names(old: Sequence[str], new: Sequence[str], renamed: dict[str, str])
         torch.from_numpy(without.astype(np.int64)),
         int((~found).sum()),
     )
+
+
+def check_distinct(what: str, names: Sequence[str]) -> None:
+    """Raise ValueError where two classes have one name."""
+    digests = name_digests(names)
+    values, counts = np.unique(digests, return_counts=True)
+    if len(values) < len(digests):
+        twice = int(np.flatnonzero(np.isin(digests, values[counts > 1]))[0])
+        raise ValueError(
+            f"head.start_from: two classes of {what} are named {names[twice]!r}; allowed: names that "
+            "differ"
+        )
 
 
 def read_renamed(path: str | None) -> dict[str, str]:

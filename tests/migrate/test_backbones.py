@@ -90,3 +90,9 @@ def test_batch_counts_may_be_missing(tmp_path):
     found = fitted(old, detect(old))
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], value) for name, value in old.items())
+
+
+def test_tensors_of_other_ranks_are_no_crash():
+    flat = {"conv_sep.layers.0.weight": torch.ones(1), "features.layers.2.weight": torch.ones(())}
+    with pytest.raises(ValueError, match="have other shapes than known"):
+        detect(flat)

@@ -210,3 +210,23 @@ def test_a_file_that_wants_to_run_code(tmp_path, capsys):
     (tmp_path / "checkpoint_gpu_0.pt").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match="no file of tensors and plain values"):
         read_classifier(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("state_dict_softmax_fc", [1], "holds no state_dict_softmax_fc with a tensor weight"),
+        ("state_dict_softmax_fc", {"weight": torch.ones(3)}, "rank 0: rows of shape"),
+        ("state_optimizer", [1], "state_optimizer is no state"),
+        ("state_optimizer", {"param_groups": [{"params": [[]]}], "state": {}}, "is no state"),
+        ("global_step", "x", "global_step is 'x'"),
+        ("state_dict_backbone", {"a": 1}, "holds no state dict of a network"),
+    ],
+)
+def test_files_of_another_form(tmp_path, capsys, field, value, message):
+    old = tmp_path / "old"
+    arcface_files.write_checkpoints(old, world=1)
+    file = torch.load(old / "checkpoint_gpu_0.pt", weights_only=True)
+    torch.save({**file, field: value}, old / "checkpoint_gpu_0.pt")
+    assert main(["convert", str(old), str(tmp_path / "run"), "data.train=synthetic"]) == 2
+    assert message in capsys.readouterr().err
