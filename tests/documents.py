@@ -14,7 +14,7 @@ COMMAND = re.compile(
 
 @dataclass(frozen=True)
 class Command:
-    """A line of an indented block that is to be typed into a shell."""
+    """A line of an indented block, or one marked as console, that is to be typed into a shell."""
 
     page: str
     line: int
@@ -29,12 +29,13 @@ def commands() -> list[Command]:
 
 
 def commands_of(page: Path) -> list[Command]:
-    found, fenced = [], False
+    found, fence = [], None
     lines = page.read_text().splitlines()
     for number, line in enumerate(lines):
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-        if fenced or not line.startswith("    "):
+        if line.startswith("```"):
+            fence = line if fence is None else None
+            continue
+        if not (line.startswith("    ") if fence is None else fence == "```console"):
             continue
         text, last = line.strip(), number
         while text.endswith("\\"):
@@ -52,7 +53,7 @@ def commands_in_tables(page: Path) -> list[Command]:
         Command(page.relative_to(ROOT).as_posix(), number, text)
         for number, line in enumerate(page.read_text().splitlines(), 1)
         if line.startswith("|")
-        for text in re.findall(r"`(mpsoftmax \w[^`]*)`", line)
+        for text in re.findall(r"`(mpsoftmax \w+ [^`]+)`", line)
     ]
 
 

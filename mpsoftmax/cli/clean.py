@@ -25,7 +25,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         description="Writes OUT_FOLDER/findings.csv and findings.html. After a person has changed the column "
         "action or deleted lines, --apply makes a small view of the data set, without copying an image, that "
         "data.train and every command opens.",
-        epilog="example: mpsoftmax clean runs/faces faces.tar review/ --mirror",
+        epilog="""examples:
+  mpsoftmax clean runs/faces faces.tar review/ --mirror
+
+exit status: 0 written; 1 a rank was lost; 2 a mistake in what was given: nothing was written""",
     )
     clean.add_argument("paths", nargs="+", metavar="PATH", help=argparse.SUPPRESS)
     clean.add_argument("--apply", metavar="TABLE", help="a reviewed findings.csv")

@@ -24,7 +24,11 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="embed a data set into a Parquet file",
         description="Columns name, label, class_name, embedding (unit length), norm. Interrupted, the same "
         "command goes on where it stopped; the file does not depend on that, nor on the number of ranks.",
-        epilog="example: mpsoftmax embed runs/faces photos/ photos.parquet --mirror",
+        epilog="""examples:
+  mpsoftmax embed runs/faces photos/ photos.parquet --mirror
+
+exit status: 0 written, complete; 1 a rank was lost; 2 a mistake in what was given, or an image that
+  cannot be decoded: what was embedded stays, and the same command goes on""",
     )
     embed.add_argument("model", help="run folder, a checkpoint in it, a .safetensors or a .onnx")
     embed.add_argument(

@@ -22,7 +22,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate",
         help="judge a trained model",
-        description="Judge a model by a protocol, with 95 %% confidence intervals; compare two models.",
+        description="Judge a model by a protocol, with 95 % confidence intervals; compare two models.",
         epilog="""examples:
   mpsoftmax evaluate runs/faces --data lfw.bin --json lfw.json
   mpsoftmax evaluate runs/faces --data lfw.bin --against runs/older

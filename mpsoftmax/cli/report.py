@@ -15,7 +15,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         description="One HTML page without network: summary, evaluation with the hardest pairs, curves, "
         "classes, time, setup. Of several runs the same, overlaid, with differences to the first. Training "
         "writes the page of its own run when it ends.",
-        epilog="example: mpsoftmax report runs/arcface runs/cosface --out compared.html",
+        epilog="""examples:
+  mpsoftmax report runs/arcface runs/cosface --out compared.html
+
+exit status: 0 written; 1 a rank was lost (--recompute); 2 a mistake in what was given""",
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     report.add_argument(
