@@ -1,6 +1,7 @@
 """TensorBoard: RUN/tensorboard, written by tensorboardX (the extra `tensorboard`)."""
 
 import json
+import time
 
 import numpy as np
 
@@ -27,7 +28,10 @@ class TensorBoard(Callback):
                 "install tensorboardX (the extra mpsoftmax[tensorboard]), or false"
             ) from error
         purge = run.start + 1 if run.start else None
-        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge)
+        # Its file names count seconds: two starts within one would write over each other.
+        self._writer = SummaryWriter(
+            str(run.folder / "tensorboard"), purge_step=purge, filename_suffix=f".{time.time_ns()}"
+        )
         text = json.dumps(redacted(to_tree(run.config)), indent=2)
         self._writer.add_text("config", f"```\n{text}\n```", run.start)
 
