@@ -126,7 +126,7 @@ CASES = [
     (("convert", "faces", "x.rec", "--style", "im2re"), "'im2re'; did you mean 'im2rec'"),
     (("evaluate", "faces", "--data", "pairs.txt"), "faces: neither a run folder"),
     (("evaluate", "fases", "--data", "x"), "fases: no such folder; did you mean 'faces'"),
-    (("evaluate", "faces"), "arguments are required: --data"),
+    (("evaluate", "faces"), "faces: neither a run folder"),
     (("doctor", "god.yaml"), r"cannot be read: No such file .*did you mean 'good\.yaml'"),
     (("doctor", "--timeout-s", "0"), r"--timeout-s: 0\.0; allowed: a positive number"),
     (("bench", "loader", "--augment", "fase"), "--augment: 'fase'; did you mean 'face'"),

@@ -75,7 +75,7 @@ def evaluation_with_a_slow_rank(folder, batches):
         ),
         comm,
     )  # fmt: skip
-    embed_batch, slept = module._embed_batch, []
+    embed_batch, slept = module.raw_batch, []
 
     def slow(*arguments):
         if comm.rank == 1 and len(slept) < batches:
@@ -83,13 +83,13 @@ def evaluation_with_a_slow_rank(folder, batches):
             slept.append(0.8)
         return embed_batch(*arguments)
 
-    module._embed_batch = slow
+    module.raw_batch = slow
     try:
         began = time.monotonic()
         found = trainer._evaluate()
         return time.monotonic() - began, found[0]["accuracy"]
     finally:
-        module._embed_batch = embed_batch
+        module.raw_batch = embed_batch
         trainer.log.close()
 
 

@@ -257,7 +257,7 @@ def judged_with_a_strange_callback(folder, data):
     path.write_text(json.dumps(state))
     summed(path.parent)
     try:
-        found = judge(str(folder), data, Comm(), with_baseline=False, trust_code=False)
+        found = judge(str(folder), data, Comm(), trust_code=False)
         return found.values["step"]
     finally:
         path.write_text(before)

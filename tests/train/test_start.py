@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_refused(ranks, tmp_path):
             ranks.run(state_at_start, 2, folder=tmp_path / "new", overrides=overrides)
 
     old = tmp_path / "old"
-    refused("head.start_from: .*nowhere: neither a run", f"head.start_from={tmp_path}/nowhere")
+    refused("head.start_from: .*nowhere: no such folder", f"head.start_from={tmp_path}/nowhere")
     refused(
         "head.start_from: checkpoint .* has 23 classes; allowed: 24",
         f"head.start_from={old}", "data.synthetic={num_classes: 24, images_per_class: 4}",
