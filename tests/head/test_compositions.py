@@ -110,9 +110,21 @@ def refused(case):
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@settings(max_examples=120, suppress_health_check=QUIET)
-@given(case=cases(), world=st.sampled_from([1, 2, 3, 4]))
+WORLDS = st.sampled_from([1, 2, 3, 4])
+
+
+@settings(max_examples=60, suppress_health_check=QUIET)
+@given(case=cases(), world=WORLDS)
 def test_compositions(ranks, case, world):
+    if not refused(case):
+        check_all(ranks, world, [case])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(max_examples=500, suppress_health_check=QUIET)
+@given(case=cases(), world=WORLDS)
+def test_many_compositions(ranks, case, world):
     if not refused(case):
         check_all(ranks, world, [case])
 

@@ -18,7 +18,7 @@ CANDIDATES = [("all",), ("uniform", 0.3)]
 IDS = ["all", "uniform"]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize(
     ("candidates", "untouched"),
     [(("all",), "frozen"), (("uniform", 0.3), "frozen"), (("uniform", 0.3), "lazy")],
@@ -226,7 +226,7 @@ SMOOTH = {
 SMOOTH["npcface"] = {"m1": 0.0}
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kernel", ["reference", "blocked"])
 def test_gradcheck_head(ranks, world, kernel):
     case = Case(candidates=("uniform", 0.6), kernel=kernel)

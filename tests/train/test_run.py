@@ -198,13 +198,12 @@ def command(folder: Path, *overrides: str, nproc: int = 2) -> list[str]:
     return [sys.executable, "-m", "mpsoftmax", "train", str(config), *arguments]
 
 
-@pytest.mark.timeout(300)  # three trainings, each a launcher and two ranks that import torch
-def test_kill_9_of_all_ranks_at_a_random_step(tmp_path):
+@pytest.mark.timeout(300)  # twice a launcher and two ranks that import torch
+def test_kill_9_of_all_ranks_at_a_random_step(ranks, tmp_path):
     """The command line, two ranks: killed without warning, started again, same weights."""
     every = ("train.steps=60", "train.checkpoint_every=7")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = subprocess.run(command(whole, *every), capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
+    ranks.run(train, 2, folder=whole, overrides=every)
     step = random.Random(os.getpid()).randint(8, 50)
     process = subprocess.Popen(
         command(killed, *every), start_new_session=True, stdout=subprocess.DEVNULL
