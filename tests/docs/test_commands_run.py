@@ -1,8 +1,8 @@
 """The commands of README and docs, run as they stand, a page's in their order, beside what a reader has.
 
-Trainings are resolved and not run (`--print`): the tutorials run some in full. What needs other machines, accounts
-or hours (`torchrun` with eight ranks, Slurm, W&B, benchmarks) is checked by test_commands.py alone; migration.md has
-a test of its own.
+Trainings are resolved and not run (`--print`): the tutorials run some in full. What needs other machines,
+accounts or hours (`torchrun` with eight ranks, Slurm, W&B, benchmarks) is checked by test_commands.py alone;
+migration.md has a test of its own.
 """
 
 import os
