@@ -42,8 +42,8 @@ def add_trust_code(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_under(command: argparse._ActionsContainer) -> None:
-    """--under PATH."""
+def add_reader(command: argparse._ActionsContainer) -> None:
+    """--under PATH and --reader KEY=VALUE."""
     command.add_argument(
         "--under",
         default="",
@@ -51,10 +51,6 @@ def add_under(command: argparse._ActionsContainer) -> None:
         help="only the classes below this path of a folder or tar; the split of a Parquet folder",
     )
 
-
-def add_reader(command: argparse._ActionsContainer) -> None:
-    """--under PATH and --reader KEY=VALUE."""
-    add_under(command)
     command.add_argument(
         "--reader",
         action="append",
@@ -66,6 +62,7 @@ def add_reader(command: argparse._ActionsContainer) -> None:
 
 def reader_options(options: argparse.Namespace) -> dict[str, Any]:
     """What --under and --reader ask of the reader."""
+    from mpsoftmax.data.open import refuse_own
     from mpsoftmax.strict import parse_yaml
 
     chosen: dict[str, Any] = {"under": options.under} if options.under else {}
@@ -74,6 +71,7 @@ def reader_options(options: argparse.Namespace) -> dict[str, Any]:
         if not key or not separator:
             raise ValueError(f"--reader: {text!r}; allowed: KEY=VALUE")
         chosen[key] = parse_yaml(value, f"--reader {text}")
+    refuse_own(chosen, "--reader")
     return chosen
 
 

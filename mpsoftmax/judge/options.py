@@ -28,7 +28,7 @@ class Options:
         by_norm: template: weight faces by the length of their embeddings.
         by_score: template: weight faces by the detector's score.
         backend: retrieval: of the search.
-        under: identification, retrieval: only the classes below this path.
+        reader: identification, retrieval: what the reader of data and gallery is told, as data.reader.
         num_bootstrap: replicates behind intervals; 0 = none; None: 1000, and none for more than a million
             items, which would take hours.
     """
@@ -44,7 +44,7 @@ class Options:
     by_norm: bool = True
     by_score: bool = True
     backend: str = "torch"
-    under: str = ""
+    reader: Mapping[str, Any] = field(default_factory=dict)
     num_bootstrap: int | None = None
 
     def replicates(self, num_items: int) -> int:
