@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from mpsoftmax.data.arrow import CLASS_NAMES_KEY
 from mpsoftmax.data.image_set import check_labels
-from mpsoftmax.data.string_table import NumberNames, StringTable
+from mpsoftmax.data.string_table import StringTable, numbered_classes
 
 HUB_KEY = b"huggingface"
 CACHE_GROUPS = 8
@@ -183,7 +183,7 @@ class ParquetImages:
             labels = values.to_numpy().astype(np.int64)
             if self._columns.names is not None:
                 return labels, StringTable(self._columns.names)
-            return labels, NumberNames(max(int(labels.max()) + 1, 0))
+            return labels, numbered_classes(labels, where)
         texts = values.cast(pa.large_string()).combine_chunks().dictionary_encode()
         found = texts.dictionary.to_pylist()
         order = sorted(range(len(found)), key=found.__getitem__)
