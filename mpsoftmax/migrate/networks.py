@@ -63,7 +63,7 @@ def detect(state: Mapping[str, Tensor]) -> Detected:
         if names <= state.keys():
             try:
                 return tell(state)
-            except (IndexError, KeyError) as error:
+            except (IndexError, KeyError, ZeroDivisionError) as error:
                 told = f"backbone: {', '.join(sorted(names))} have other shapes than known: {error}"
                 raise ValueError(told) from error
     some = ", ".join(list(state)[:SHOWN])
@@ -116,9 +116,16 @@ def transformer(state: Mapping[str, Tensor]) -> Detected:
 
 
 def highest(names: Iterable[str], pattern: str) -> int:
-    """One past the largest number that names show in this place; 0 where none does."""
-    matches = (re.match(pattern, name) for name in names)
-    return max((int(match[1]) + 1 for match in matches if match), default=0)
+    """One past the largest number that names show in this place; 0 where none does.
+
+    Raises:
+        ValueError: it is larger than there are names: no network has blocks without a tensor.
+    """
+    every = list(names)
+    found = [match[1] for name in every if (match := re.match(pattern, name))]
+    if any(len(number) > 9 or int(number) >= len(every) for number in found):
+        raise ValueError(f"backbone: block {max(found, key=len):.20} among {len(every)} tensors")
+    return max((int(number) + 1 for number in found), default=0)
 
 
 def square(places: int, unit: int) -> tuple[int, int]:

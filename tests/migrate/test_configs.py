@@ -159,6 +159,15 @@ def test_data_that_is_here_is_looked_at(tmp_path, capsys):
         ("config.lr = 1 / 0", "division by zero"),
         ("config.lr = config.nothing", "'config.nothing' is not assigned before"),
         ("config.output = f'{1:>1000000000}'", "is read, never run"),
+        (
+            "\n".join(["a = [1, 1]", *["a = [a, a]"] * 60, "config.val_targets = a"]),
+            "a value of more than 65536 parts",
+        ),
+        ("\n".join(["a = 'xy'", *["a = f'{a}{a}'"] * 60]), "a value of more than 65536 parts"),
+        (
+            "config.lr = " + "1 + " * 900 + "1",
+            "nested too deeply|is read, never run|cannot be read",
+        ),
         ("config.network = 'r5O'", "did you mean"),
         ("config.network = 'r2060'", "no counterpart"),
         ("config.batch_size = 'many'", "batch_size: 'many'; allowed: a number"),
