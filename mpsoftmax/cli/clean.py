@@ -75,6 +75,9 @@ def run_apply(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{len(options.paths)} paths with --apply TABLE; allowed: DATA OUT.view.json"
         )
+    for name, unset in (("other", []), ("find", list(KINDS)), ("mirror", False), ("nproc", None)):
+        if getattr(options, name) != unset:
+            raise ValueError(f"--{name}: {getattr(options, name)}; not used with --apply")
     source, out = options.paths
     images = open_images(source, **reader_options(options))
     view = apply_table(options.apply, source, images, out)

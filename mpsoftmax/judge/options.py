@@ -1,13 +1,27 @@
 """What may be chosen about a protocol, and what each protocol makes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mpsoftmax.evaluate.outcomes import Outcomes, summarise
 
 NUM_BOOTSTRAP = 1000
 MOST_ITEMS = 1_000_000
+USED_BY: dict[str, tuple[str, ...]] = {
+    "thresholds": ("verification",),
+    "with_baseline": ("verification",),
+    "gallery": ("identification", "retrieval"),
+    "distractors": ("identification", "retrieval", "reid"),
+    "gallery_images": ("identification",),
+    "unknown": ("identification",),
+    "fusion": ("identification",),
+    "by_norm": ("template",),
+    "by_score": ("template",),
+    "backend": ("retrieval",),
+    "reader": ("identification", "retrieval"),
+}
+"""Protocols that look at an option; all do at one that is not named."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,17 @@ class Options:
     backend: str = "torch"
     reader: Mapping[str, Any] = field(default_factory=dict)
     num_bootstrap: int | None = None
+
+    def check_used(self, protocol: str) -> None:
+        """Raise ValueError for something that was chosen and that this protocol does not look at."""
+        for one in fields(self):
+            used = USED_BY.get(one.name)
+            value = getattr(self, one.name)
+            if used is None or protocol in used or value == getattr(Options(), one.name):
+                continue
+            raise ValueError(
+                f"{one.name}: {value!r}; not used by {protocol}; allowed with {', '.join(used)}"
+            )
 
     def replicates(self, num_items: int) -> int:
         """Of the bootstrap over so many items."""

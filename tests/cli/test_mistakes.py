@@ -132,6 +132,7 @@ CASES = [
     (("evaluate", "faces", "--data", "pairs.txt"), "faces: neither a run folder"),
     (("evaluate", "fases", "--data", "x"), "fases: no such folder; did you mean 'faces'"),
     (("evaluate", "faces"), "faces: neither a run folder"),
+    (("clean", "--apply", "file", "faces", "x.view.json", "--mirror"), "--mirror: True; not used"),
     (("doctor", "god.yaml"), r"cannot be read: No such file .*did you mean 'good\.yaml'"),
     (("doctor", "--timeout-s", "0"), r"--timeout-s: 0\.0; allowed: a positive number"),
     (("bench", "loader", "--augment", "fase"), "--augment: 'fase'; did you mean 'face'"),

@@ -202,6 +202,8 @@ def test_arguments_of_other_sources_are_refused(tmp_path, capsys):
     path = arcface_files.write_config(tmp_path)
     assert main(["convert", str(path), str(tmp_path / "x.yaml"), "--config", "y"]) == 2
     assert "--config: y; not used for a config" in capsys.readouterr().err
+    assert main(["convert", str(path), str(tmp_path / "x.yaml"), "--number-classes"]) == 2
+    assert "--number-classes: True; not used for a config" in capsys.readouterr().err
     assert main(["convert", "synthetic", str(tmp_path / "x.arrow"), "--world", "2"]) == 2
     assert "--world: 2; not used for a data set" in capsys.readouterr().err
     assert main(["convert", str(path), str(tmp_path / "x.json")]) == 2
