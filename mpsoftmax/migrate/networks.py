@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpsoftmax.backbones import build_backbone
 from mpsoftmax.backbones.iresnet import DEPTHS
@@ -51,6 +51,16 @@ class Detected:
         """As the backbone section of a configuration."""
         named: dict[str, Any] = {"name": self.name, "embedding_dim": self.embedding_dim}
         return {**named, "options": self.options} if self.options else named
+
+    def without_data(self) -> nn.Module:
+        """The network on the meta device: names and shapes of its tensors."""
+        with torch.device("meta"):
+            return build_backbone(
+                self.name,
+                embedding_dim=self.embedding_dim,
+                image_size=self.image_size,
+                options=self.options,
+            )
 
 
 def detect(state: Mapping[str, Tensor]) -> Detected:
@@ -147,13 +157,7 @@ def fitted(state: Mapping[str, Tensor], net: Detected) -> dict[str, Tensor]:
     Raises:
         ValueError: names are missing or too many, or shapes differ; says which.
     """
-    with torch.device("meta"):
-        empty = build_backbone(
-            net.name,
-            embedding_dim=net.embedding_dim,
-            image_size=net.image_size,
-            options=net.options,
-        )
+    empty = net.without_data()
     wanted = empty.state_dict()
     counts = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name not in state and name not in counts]
