@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from typing import Any
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -73,6 +74,14 @@ def reader_options(options: argparse.Namespace) -> dict[str, Any]:
         chosen[key] = parse_yaml(value, f"--reader {text}")
     refuse_own(chosen, "--reader")
     return chosen
+
+
+def reader_words(options: argparse.Namespace) -> str:
+    """--under and --reader as they were given, for the next command that is named; with a space before."""
+    words = ["--under", options.under] if options.under else []
+    for one in options.reader:
+        words += ["--reader", one]
+    return f" {shlex.join(words)}" if words else ""
 
 
 def new_file(text: str) -> str:

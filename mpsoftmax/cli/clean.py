@@ -9,6 +9,7 @@ from mpsoftmax.cli.arguments import (
     add_reader,
     add_trust_code,
     reader_options,
+    reader_words,
 )
 from mpsoftmax.cli.ranks import spawn, wants_ranks
 
@@ -138,5 +139,6 @@ def run_find(options: argparse.Namespace) -> int:
             print(f"between data sets: {len(found.between)}: {folder / 'identities.csv'}")
         print(
             f"look at {page}, change {table}, then: mpsoftmax clean --apply {table} {source} OUT.view.json"
+            f"{reader_words(options)}"
         )
     return 0

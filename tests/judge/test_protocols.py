@@ -297,6 +297,8 @@ def test_which_protocol(tmp_path, people):
     assert protocol_for(None) == "retrieval"
     with pytest.raises(ValueError, match="no such file"):
         protocol_for("nothing.tar")
+    with pytest.raises(ValueError, match="no such file"):
+        protocol_for("nothing.parquet")
     with pytest.raises(ValueError, match="labelled set"):
         protocol_for(str(people))
 
