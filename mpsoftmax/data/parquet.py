@@ -180,7 +180,10 @@ class ParquetImages:
         if values.null_count:
             raise ValueError(f"{where}: labels without nulls expected, found {values.null_count}")
         if pa.types.is_integer(values.type):
-            labels = values.to_numpy().astype(np.int64)
+            stored = values.to_numpy()
+            if int(stored.max()) >= 2**63:  # would wrap round to -1, which is to ignore an image
+                raise ValueError(f"{where}: label {stored.max()}; allowed: class numbers")
+            labels = stored.astype(np.int64)
             if self._columns.names is not None:
                 return labels, StringTable(self._columns.names)
             return labels, numbered_classes(labels, where)

@@ -144,6 +144,10 @@ def test_identifiers_are_no_class_numbers(tmp_path):
         (tmp_path / "a.cls").write_text("123456789012345")
         for name in ("a.png", "a.cls"):
             archive.add(tmp_path / name, name)
+    largest = {"image": [b"x"], "label": pa.array([2**64 - 1], pa.uint64())}
+    pq.write_table(pa.table(largest), tmp_path / "u.parquet")
+    with pytest.raises(ValueError, match=r"u\.parquet.*label 18446744073709551615"):
+        open_images(tmp_path / "u.parquet")
     for name in ("l.txt", "p.parquet", "w.tar"):
         for check in (True, False):
             with pytest.raises(
