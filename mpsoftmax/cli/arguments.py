@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from typing import Any
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -42,8 +43,8 @@ def add_trust_code(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_under(command: argparse._ActionsContainer) -> None:
-    """--under PATH."""
+def add_reader(command: argparse._ActionsContainer) -> None:
+    """--under PATH and --reader KEY=VALUE."""
     command.add_argument(
         "--under",
         default="",
@@ -51,10 +52,6 @@ def add_under(command: argparse._ActionsContainer) -> None:
         help="only the classes below this path of a folder or tar; the split of a Parquet folder",
     )
 
-
-def add_reader(command: argparse._ActionsContainer) -> None:
-    """--under PATH and --reader KEY=VALUE."""
-    add_under(command)
     command.add_argument(
         "--reader",
         action="append",
@@ -66,6 +63,7 @@ def add_reader(command: argparse._ActionsContainer) -> None:
 
 def reader_options(options: argparse.Namespace) -> dict[str, Any]:
     """What --under and --reader ask of the reader."""
+    from mpsoftmax.data.open import refuse_own
     from mpsoftmax.strict import parse_yaml
 
     chosen: dict[str, Any] = {"under": options.under} if options.under else {}
@@ -74,7 +72,16 @@ def reader_options(options: argparse.Namespace) -> dict[str, Any]:
         if not key or not separator:
             raise ValueError(f"--reader: {text!r}; allowed: KEY=VALUE")
         chosen[key] = parse_yaml(value, f"--reader {text}")
+    refuse_own(chosen, "--reader")
     return chosen
+
+
+def reader_words(options: argparse.Namespace) -> str:
+    """--under and --reader as they were given, for the next command that is named; with a space before."""
+    words = ["--under", options.under] if options.under else []
+    for one in options.reader:
+        words += ["--reader", one]
+    return f" {shlex.join(words)}" if words else ""
 
 
 def new_file(text: str) -> str:

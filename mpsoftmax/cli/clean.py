@@ -6,9 +6,10 @@ from pathlib import Path
 from mpsoftmax.cli.arguments import (
     Commands,
     add_nproc,
+    add_reader,
     add_trust_code,
-    add_under,
     reader_options,
+    reader_words,
 )
 from mpsoftmax.cli.ranks import spawn, wants_ranks
 
@@ -21,7 +22,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "clean",
         help="find label errors, near-duplicates and split identities; apply what a person has reviewed",
         usage="mpsoftmax clean MODEL DATA OUT_FOLDER [options]\n"
-        "       mpsoftmax clean --apply TABLE DATA OUT.view.json [--under PATH]",
+        "       mpsoftmax clean --apply TABLE DATA OUT.view.json [--under PATH] [--reader KEY=VALUE]",
         description="Writes OUT_FOLDER/findings.csv and findings.html. After a person has changed the column "
         "action or deleted lines, --apply makes a small view of the data set, without copying an image, that "
         "data.train and every command opens.",
@@ -49,7 +50,7 @@ exit status: 0 written; 1 a rank was lost; 2 a mistake in what was given: nothin
     clean.add_argument(
         "--mirror", action="store_true", help="average with the embedding of the mirror image"
     )
-    add_under(clean)
+    add_reader(clean)
     add_nproc(clean)
     add_trust_code(clean)
     return clean
@@ -75,6 +76,9 @@ def run_apply(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{len(options.paths)} paths with --apply TABLE; allowed: DATA OUT.view.json"
         )
+    for name, unset in (("other", []), ("find", list(KINDS)), ("mirror", False), ("nproc", None)):
+        if getattr(options, name) != unset:
+            raise ValueError(f"--{name}: {getattr(options, name)}; not used with --apply")
     source, out = options.paths
     images = open_images(source, **reader_options(options))
     view = apply_table(options.apply, source, images, out)
@@ -135,5 +139,6 @@ def run_find(options: argparse.Namespace) -> int:
             print(f"between data sets: {len(found.between)}: {folder / 'identities.csv'}")
         print(
             f"look at {page}, change {table}, then: mpsoftmax clean --apply {table} {source} OUT.view.json"
+            f"{reader_words(options)}"
         )
     return 0

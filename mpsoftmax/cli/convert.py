@@ -79,12 +79,17 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     return data_set(options)
 
 
+OF_DATA = ("style", "regroup", "number_classes", "under", "reader")
+"""Arguments for data sets alone."""
+
+
 def refuse(options: argparse.Namespace, what: str, *names: str) -> None:
     """Raise ValueError for an argument that means nothing here."""
     for name in names:
-        if getattr(options, name):
-            word = name if name == "overrides" else f"--{name}"
-            raise ValueError(f"{word}: {getattr(options, name)}; not used for {what}")
+        value = getattr(options, name)
+        if value and (name, value) != ("style", "auto"):
+            word = name if name == "overrides" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{word}: {value}; not used for {what}")
 
 
 def config(options: argparse.Namespace, source: Path) -> int:
@@ -92,7 +97,7 @@ def config(options: argparse.Namespace, source: Path) -> int:
     from mpsoftmax.migrate.configs import write_config
     from mpsoftmax.migrate.tables import as_table
 
-    refuse(options, "a config", "config")
+    refuse(options, "a config", "config", *OF_DATA)
     destination = Path(options.destination)
     made = write_config(source, destination, options.world or 1, options.overrides)
     print(as_table(made.rows))
@@ -105,7 +110,7 @@ def backbone(options: argparse.Namespace, source: Path) -> int:
     """Their backbone into a checkpoint directory."""
     from mpsoftmax.migrate.backbones import convert_backbone
 
-    refuse(options, "a backbone", "config", "world")
+    refuse(options, "a backbone", "config", "world", *OF_DATA)
     net = convert_backbone(source, Path(options.destination), options.overrides)
     print(
         f"{options.destination}: {net.name}, embedding_dim {net.embedding_dim}, images "
@@ -120,6 +125,7 @@ def classifier(options: argparse.Namespace, source: Path) -> int:
     """Their checkpoint into a run folder."""
     from mpsoftmax.migrate.classifiers import convert_classifier
 
+    refuse(options, "a checkpoint", *OF_DATA)
     destination = Path(options.destination)
     made = convert_classifier(
         source,
@@ -143,7 +149,7 @@ def write_theirs(options: argparse.Namespace, source: Path) -> int:
     """A run of ours into their checkpoint."""
     from mpsoftmax.migrate.arcface_output import write_checkpoints
 
-    refuse(options, "--to arcface_torch", "config", "overrides")
+    refuse(options, "--to arcface_torch", "config", "overrides", *OF_DATA)
     written = write_checkpoints(str(source), Path(options.destination), options.world or 1)
     for line in written:
         print(line)

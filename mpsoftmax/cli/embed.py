@@ -6,8 +6,8 @@ import sys
 from mpsoftmax.cli.arguments import (
     Commands,
     add_nproc,
+    add_reader,
     add_trust_code,
-    add_under,
     count,
     reader_options,
 )
@@ -33,8 +33,8 @@ exit status: 0 written, complete; 1 a rank was lost; 2 a mistake in what was giv
     embed.add_argument("model", help="run folder, a checkpoint in it, a .safetensors or a .onnx")
     embed.add_argument(
         "data",
-        help="folder (with or without class folders), .tar, .rec, .arrow, .bin, LIST@FOLDER-OR-TAR of pairs, "
-        "glyphs, synthetic",
+        help="folder (with or without class folders), .tar, .rec, .arrow, .parquet, pattern of shards, .bin, "
+        "LIST@FOLDER-OR-TAR of pairs or of labelled images, glyphs, synthetic",
     )
     embed.add_argument("out", help="a new .parquet file")
     embed.add_argument(
@@ -53,7 +53,7 @@ exit status: 0 written, complete; 1 a rank was lost; 2 a mistake in what was giv
         metavar="N",
         help="processes a rank that decode (default: as in training)",
     )
-    add_under(embed)
+    add_reader(embed)
     add_nproc(embed)
     add_trust_code(embed)
     return embed

@@ -8,9 +8,10 @@ from mpsoftmax.cli.arguments import (
     Commands,
     add_json,
     add_nproc,
+    add_reader,
     add_trust_code,
-    add_under,
     count,
+    reader_options,
 )
 from mpsoftmax.cli.ranks import spawn, wants_ranks
 
@@ -115,7 +116,7 @@ def _add_choices(evaluate: argparse.ArgumentParser) -> None:
         metavar="N",
         help="replicates behind intervals (default 1000; 0, which is none, for more than a million items)",
     )
-    add_under(evaluate)
+    add_reader(evaluate)
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
@@ -146,7 +147,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
                 by_norm=not options.no_norm,
                 by_score=not options.no_score,
                 backend=options.backend,
-                under=options.under,
+                reader=reader_options(options),
                 num_bootstrap=options.bootstrap,
             ),
             trust_code=options.trust_code,

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from mpsoftmax.data.image_set import check_labels
-from mpsoftmax.data.string_table import NumberNames, StringTable
+from mpsoftmax.data.string_table import StringTable, numbered_classes
 
 CLASS_NAMES_KEY = b"mpsoftmax.class_names"
 # What pyarrow raises for damaged bytes; column names may no longer be UTF-8.
@@ -119,7 +119,7 @@ class ArrowImages:
 
     def _names(self, metadata: dict[bytes, bytes]) -> Sequence[str]:
         if CLASS_NAMES_KEY not in metadata:
-            return NumberNames(int(self._labels.max()) + 1)
+            return numbered_classes(self._labels, str(self.path))
         what = f"{self.path}: JSON list of class names expected in {CLASS_NAMES_KEY.decode()!r}"
         try:
             names = json.loads(metadata[CLASS_NAMES_KEY])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from mpsoftmax.data.image_set import ImageSet, Subset
+from mpsoftmax.data.view import Relabelled
 
 # Sets these uses of Philox apart from the permutations of samples, keyed by (seed, epoch) alone.
 _GROUPS, _WITHIN = 2, 3
@@ -21,6 +22,8 @@ def group_starts(images: ImageSet) -> np.ndarray | None:
 
     A view keeps the groups of its set where it keeps their order.
     """
+    if isinstance(images, Relabelled):
+        return group_starts(images.images)
     if not isinstance(images, Subset):
         starts = getattr(images, "group_starts", None)
         return None if starts is None else np.unique(starts)  # a group may be empty

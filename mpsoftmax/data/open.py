@@ -1,6 +1,7 @@
 """Opening a set of labelled images by its name."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ _OPTIONS: dict[Callable[..., ImageSet], tuple[str, ...]] = {
     open_path_list: ("dialect", "label_column"),
 }
 """What each format's reader can be told."""
+_TYPES: dict[str, tuple[type, ...]] = {
+    "allow_unindexed": (bool,),
+    "cache_groups": (int,),
+    "label_column": (str, int),
+}
+"""Of an option's value, where that is no text."""
+_OWN = ("check", "loose")
+"""What commands ask of a reader, and users do not."""
 
 
 def open_images(spec: str | Path, **options: Any) -> ImageSet:
@@ -45,19 +54,14 @@ def open_images(spec: str | Path, **options: Any) -> ImageSet:
         **options: What the format takes: ``under`` for folder, tar and the split of a Parquet
             folder, ``allow_unindexed`` for .rec, ``layout`` and ``label_key`` for tars, ``dialect`` and
             ``label_column`` for lists, ``image_column`` and ``label_column`` for Parquet, ``check``
-            for what can hold a label out of range; ``glyphs`` and ``synthetic`` have their own.
+            for what can hold a label out of range, ``loose`` for folder and tar, as `open_folder` has it;
+            ``glyphs`` and ``synthetic`` have their own.
 
     Raises:
         ValueError: Nothing of that name, an unknown format or option, or a malformed file.
     """
-    if spec == "glyphs":
-        from mpsoftmax.data.glyphs import open_glyphs
-
-        return open_glyphs(**options)
-    if spec == "synthetic":
-        from mpsoftmax.data.synthetic import Synthetic
-
-        return Synthetic(**options)
+    if spec in ("glyphs", "synthetic"):
+        return _open_made(str(spec), options)
     path = Path(spec)
     try:
         if path.is_dir():
@@ -69,6 +73,29 @@ def open_images(spec: str | Path, **options: Any) -> ImageSet:
             f"data {str(spec)!r}: cannot be read: {error.strerror}: {error.filename}"
         ) from error
     return _open_other(str(spec), path, options)
+
+
+def refuse_own(options: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError for an option that is not a user's to give."""
+    for key in _OWN:
+        if key in options:
+            raise ValueError(f"{where}: {key}={options[key]!r} is no option of a reader")
+
+
+def _open_made(spec: str, options: dict[str, Any]) -> ImageSet:
+    """Images that are no files."""
+    from mpsoftmax.data.glyphs import open_glyphs
+    from mpsoftmax.data.synthetic import Synthetic
+
+    make: Callable[..., ImageSet] = open_glyphs if spec == "glyphs" else Synthetic
+    chosen = {key: value for key, value in options.items() if key not in _OWN}
+    allowed = tuple(inspect.signature(make).parameters)
+    for key in chosen:
+        if key not in allowed:
+            raise ValueError(
+                f"data {spec!r}: {key}={chosen[key]!r} is no option of it; allowed: {', '.join(allowed)}"
+            )
+    return make(**chosen)
 
 
 def listed(spec: str) -> bool:
@@ -131,6 +158,7 @@ def _open_other(spec: str, path: Path, options: dict[str, Any]) -> ImageSet:
     listed, at, holder = spec.partition("@")
     if at and Path(listed).is_file():
         _check_options(open_path_list, spec, options)
+        options.pop("loose", None)
         return open_path_list(Path(listed), Path(holder), **options)
     raise ValueError(
         f"data {spec!r}: no such file or folder{near_name(listed if at else path)}; expected {ALLOWED}"
@@ -144,12 +172,18 @@ def _with_suffix(files: list[Path], suffix: str) -> list[Path]:
 def _check_options(reader: Callable[..., ImageSet], spec: str, options: dict[str, Any]) -> None:
     """Refuse an option that a format does not have."""
     taken = _OPTIONS[reader]
-    strange = sorted(set(options) - {*taken, "check"})
+    strange = sorted(set(options) - {*taken, *_OWN})
     if strange:
         raise ValueError(
             f"data {spec!r}: {strange[0]}={options[strange[0]]!r} is no option of this format; allowed: "
             f"{', '.join(taken) or 'none'}"
         )
+    for key in set(options) & set(taken):
+        kinds, value = _TYPES.get(key, (str,)), options[key]
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if value is not None and not fits:
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"data {spec!r}: {key}={value!r}; allowed: {names}")
 
 
 def _call(reader: Callable[..., ImageSet], spec: str, place: Any, **options: Any) -> ImageSet:
@@ -157,4 +191,6 @@ def _call(reader: Callable[..., ImageSet], spec: str, place: Any, **options: Any
     _check_options(reader, spec, options)
     if reader is open_folder:  # it numbers the classes itself and has no label to check
         options.pop("check", None)
+    elif reader is not open_tars:
+        options.pop("loose", None)
     return reader(place, **options)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from mpsoftmax.data.arrow import CLASS_NAMES_KEY
 from mpsoftmax.data.image_set import check_labels
-from mpsoftmax.data.string_table import NumberNames, StringTable
+from mpsoftmax.data.string_table import StringTable, numbered_classes
 
 HUB_KEY = b"huggingface"
 CACHE_GROUPS = 8
@@ -180,10 +180,13 @@ class ParquetImages:
         if values.null_count:
             raise ValueError(f"{where}: labels without nulls expected, found {values.null_count}")
         if pa.types.is_integer(values.type):
-            labels = values.to_numpy().astype(np.int64)
+            stored = values.to_numpy()
+            if int(stored.max()) >= 2**63:  # would wrap round to -1, which is to ignore an image
+                raise ValueError(f"{where}: label {stored.max()}; allowed: class numbers")
+            labels = stored.astype(np.int64)
             if self._columns.names is not None:
                 return labels, StringTable(self._columns.names)
-            return labels, NumberNames(max(int(labels.max()) + 1, 0))
+            return labels, numbered_classes(labels, where)
         texts = values.cast(pa.large_string()).combine_chunks().dictionary_encode()
         found = texts.dictionary.to_pylist()
         order = sorted(range(len(found)), key=found.__getitem__)

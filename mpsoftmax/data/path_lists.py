@@ -23,7 +23,7 @@ from mpsoftmax.data.image_set import check_labels
 from mpsoftmax.data.list_dialect import DIALECTS, dialect_of
 from mpsoftmax.data.named_files import files_of, tidy
 from mpsoftmax.data.positional_file import PositionalFile
-from mpsoftmax.data.string_table import NumberNames, StringTable
+from mpsoftmax.data.string_table import NumberNames, StringTable, numbered_classes
 
 SUFFIXES = (".txt", ".lst", ".tsv", ".csv", ".list")
 _WHOLE = re.compile(r"(-?\d{1,15})(?:\.0*)?")
@@ -211,4 +211,4 @@ def _classes(rows: Sequence[ListLine], path: Path) -> tuple[np.ndarray, NumberNa
                 f"{path}:{row.line}: a whole number expected as label, found {row.label[:50]!r}"
             )
     labels = np.array([int(match[1]) for match in matches if match], dtype=np.int64)
-    return labels, NumberNames(max(int(labels.max()) + 1, 0))
+    return labels, numbered_classes(labels, str(path))

@@ -48,6 +48,27 @@ class StringTable(LazyStrings):
         return self._bytes[start : int(self._ends[position])].decode("utf-8", "surrogateescape")
 
 
+MOST_UNUSED = 1 << 24
+"""Classes without an image that numbered labels may leave, beyond sixteen for each image."""
+
+
+def numbered_classes(labels: np.ndarray, source: str) -> "NumberNames":
+    """Names of the classes 0 .. largest label of int64 [n].
+
+    Raises:
+        ValueError: labels are so far apart that they are no class numbers; a table of the classes would take
+            any memory.
+    """
+    count = max(int(labels.max(initial=-1)) + 1, 0)
+    most = MOST_UNUSED + 16 * len(labels)
+    if count > most:
+        raise ValueError(
+            f"{source}: label {count - 1} among {len(labels)} images; allowed: class numbers, below {most} "
+            "for so few images. Number the classes from 0, or write labels as text"
+        )
+    return NumberNames(count)
+
+
 class NumberNames(LazyStrings):
     """Class names for formats that carry none: zero-padded indices, so that they sort as numbers.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mpsoftmax.data.image_set import check_labels
 from mpsoftmax.data.positional_file import PositionalFile
-from mpsoftmax.data.string_table import NumberNames, StringTable
+from mpsoftmax.data.string_table import NumberNames, StringTable, numbered_classes
 from mpsoftmax.data.tar_index import TarIndex, index_tar
 
 IMAGE_PARTS = ("jpg", "jpeg", "png", "webp")
@@ -149,7 +149,7 @@ def open_webdataset(
         starts.append(len(keys))
     if not keys:
         raise ValueError(f"{shards.paths[0]}: no samples in it: an image and its .cls or .json")
-    numbers, names = _classes(labels, keys)
+    numbers, names = _classes(labels, keys, str(shards.paths[0]))
     found = np.array(places, dtype=np.int64)
     images = ShardImages(
         shards=shards,
@@ -237,7 +237,7 @@ def whole(text: str, where: str) -> int:
 
 
 def _classes(
-    labels: Sequence[int | str], keys: Sequence[str]
+    labels: Sequence[int | str], keys: Sequence[str], source: str
 ) -> tuple[np.ndarray, NumberNames | StringTable]:
     """Labels int64 [n] and class names."""
     texts = [isinstance(label, str) for label in labels]
@@ -252,4 +252,4 @@ def _classes(
             "text expected"
         )
     numbers = np.array(labels, dtype=np.int64)
-    return numbers, NumberNames(max(int(numbers.max()) + 1, 0))
+    return numbers, numbered_classes(numbers, source)

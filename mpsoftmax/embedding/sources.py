@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from mpsoftmax.data.folder import open_folder, open_tar
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.open import open_images
 from mpsoftmax.data.pairs import read_bin, read_pairs
@@ -14,7 +13,8 @@ def open_to_embed(spec: str | Path, **options: Any) -> ImageSet:
 
     Args:
         spec: What `open_images` opens; also folders and tars whose images lie in no class folder (labelled
-            -1), an InsightFace .bin, and a pair list as LIST@FOLDER-OR-TAR: of pairs, each image once.
+            -1), an InsightFace .bin, and a pair list as LIST@FOLDER-OR-TAR: of pairs, each image once;
+            a list that is none of pairs is one of labelled images, as for `open_images`.
         **options: Handed to the reader.
 
     Raises:
@@ -24,11 +24,18 @@ def open_to_embed(spec: str | Path, **options: Any) -> ImageSet:
     path = Path(text)
     if path.suffix.lower() == ".bin":
         return read_bin(path).images
-    if path.is_dir() and not (path / "train.rec").exists():
-        return open_folder(path, loose=True, **options)
-    if path.suffix.lower() == ".tar" and path.exists():
-        return open_tar(path, loose=True, **options)
-    listed, at, holder = text.partition("@")
-    if at and not path.exists() and Path(listed).is_file():
-        return read_pairs(listed, holder).images
-    return open_images(spec, **options)
+    first, at, holder = text.partition("@")
+    if at and not path.exists() and Path(first).is_file() and not options:
+        return _open_list(text, first, holder)
+    return open_images(spec, loose=True, **options)
+
+
+def _open_list(spec: str, path: str, holder: str) -> ImageSet:
+    """Of pairs, or else of images with their labels."""
+    try:
+        return read_pairs(path, holder).images
+    except ValueError as no_pairs:
+        try:
+            return open_images(spec)
+        except ValueError as error:
+            raise ValueError(f"{error}; and as a list of pairs: {no_pairs}") from error

@@ -22,7 +22,7 @@ PROTOCOLS = {
 }
 SCHEMA = 1
 """Of the report: higher where a field changes its meaning."""
-_LABELLED = (".tar", ".rec", ".arrow")
+_LABELLED = (".tar", ".rec", ".arrow", ".parquet", ".json")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def judge(
         open_source(path, comm, trust_code=trust_code, skip_missing=skip_missing) for path in paths
     ]
     chosen = comm.together(lambda: chosen_protocol(protocol, data))
+    options.check_used(chosen)
     module: Any = PROTOCOLS[chosen]
     task = comm.together(lambda: module.open_task(data, sources, options))
     found = [module.judge(task, source, options, comm) for source in sources]

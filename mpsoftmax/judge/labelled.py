@@ -1,8 +1,8 @@
 """Labelled sets for identification and retrieval: what is searched, and what it is searched for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def open_labelled(data: str | None, sources: Sequence[Source], options: Options)
         data: `glyphs-open`, `glyphs-closed`, a set that `open_images` reads, or None for given embeddings
             with labels.
         sources: embed it.
-        options: ``gallery``, ``distractors``, ``under``, ``mirror``.
+        options: ``gallery``, ``distractors``, ``reader``, ``mirror``.
 
     Raises:
         ValueError: no such set, or a malformed one.
@@ -70,11 +70,11 @@ def open_labelled(data: str | None, sources: Sequence[Source], options: Options)
     if data in GLYPH_SETS:
         return _glyphs(data, sources, options)
     config = sources[0].config
-    first = _known(open_set(data, config, options.under), sources)
+    first = _known(open_set(data, config, options.reader), sources)
     parts, labels = [first], [np.asarray(first.labels)]
     within = options.gallery is None
     if options.gallery is not None:
-        second = _known(open_set(options.gallery, config, options.under), sources)
+        second = _known(open_set(options.gallery, config, options.reader), sources)
         number = {str(name): k for k, name in enumerate(first.class_names)}
         names = [number.setdefault(str(name), len(number)) for name in second.class_names]
         own = np.asarray(second.labels)
@@ -82,7 +82,7 @@ def open_labelled(data: str | None, sources: Sequence[Source], options: Options)
         labels.append(np.where(own == IGNORE, IGNORE, np.array([*names, 0])[own]))
     num_real = sum(len(one) for one in labels)
     if options.distractors is not None:
-        more = _known(open_set(options.distractors, config, ""), sources)
+        more = _known(open_set(options.distractors, config, {}), sources)
         parts.append(more)
         labels.append(np.full(len(more), NOBODY))
     joined = np.concatenate(labels)
@@ -100,18 +100,10 @@ def open_labelled(data: str | None, sources: Sequence[Source], options: Options)
     )
 
 
-def open_set(data: str, config: Config, under: str) -> ImageSet:
-    """A labelled set by its path, or `synthetic`."""
-    if data == "synthetic":
-        from mpsoftmax.data.synthetic import Synthetic
-
-        return Synthetic(size=config.data.image_size)
-    if not Path(data).exists():
-        raise ValueError(
-            f"data {data!r}: no such file or folder; allowed: {', '.join(GLYPH_SETS)}, a folder with a folder"
-            " per class, a folder with train.rec, *.tar, *.rec, *.arrow"
-        )
-    return open_images(data, **({"under": under} if under else {}))
+def open_set(data: str, config: Config, reader: Mapping[str, Any]) -> ImageSet:
+    """A labelled set by its name."""
+    size = {"size": config.data.image_size} if data == "synthetic" else {}
+    return open_images(data, **{**size, **reader})
 
 
 def _known(images: ImageSet, sources: Sequence[Source]) -> ImageSet:

@@ -1,13 +1,27 @@
 """What may be chosen about a protocol, and what each protocol makes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mpsoftmax.evaluate.outcomes import Outcomes, summarise
 
 NUM_BOOTSTRAP = 1000
 MOST_ITEMS = 1_000_000
+USED_BY: dict[str, tuple[str, ...]] = {
+    "thresholds": ("verification",),
+    "with_baseline": ("verification",),
+    "gallery": ("identification", "retrieval"),
+    "distractors": ("identification", "retrieval", "reid"),
+    "gallery_images": ("identification",),
+    "unknown": ("identification",),
+    "fusion": ("identification",),
+    "by_norm": ("template",),
+    "by_score": ("template",),
+    "backend": ("retrieval",),
+    "reader": ("identification", "retrieval"),
+}
+"""Protocols that look at an option; all do at one that is not named."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Options:
         by_norm: template: weight faces by the length of their embeddings.
         by_score: template: weight faces by the detector's score.
         backend: retrieval: of the search.
-        under: identification, retrieval: only the classes below this path.
+        reader: identification, retrieval: what the reader of data and gallery is told, as data.reader.
         num_bootstrap: replicates behind intervals; 0 = none; None: 1000, and none for more than a million
             items, which would take hours.
     """
@@ -44,8 +58,19 @@ class Options:
     by_norm: bool = True
     by_score: bool = True
     backend: str = "torch"
-    under: str = ""
+    reader: Mapping[str, Any] = field(default_factory=dict)
     num_bootstrap: int | None = None
+
+    def check_used(self, protocol: str) -> None:
+        """Raise ValueError for something that was chosen and that this protocol does not look at."""
+        for one in fields(self):
+            used = USED_BY.get(one.name)
+            value = getattr(self, one.name)
+            if used is None or protocol in used or value == getattr(Options(), one.name):
+                continue
+            raise ValueError(
+                f"{one.name}: {value!r}; not used by {protocol}; allowed with {', '.join(used)}"
+            )
 
     def replicates(self, num_items: int) -> int:
         """Of the bootstrap over so many items."""

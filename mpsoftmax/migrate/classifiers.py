@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpsoftmax.backbones import build_backbone
 from mpsoftmax.config import Config, from_tree
 from mpsoftmax.config.loading import read_yaml
 from mpsoftmax.head.running_state import RunningState
@@ -227,13 +226,7 @@ def optimizer_tensors(classifier: Classifier, config: Config, net: Detected) -> 
     """
     if not classifier.optimizer:
         return {}
-    with torch.device("meta"):
-        empty = build_backbone(
-            net.name,
-            embedding_dim=net.embedding_dim,
-            image_size=net.image_size,
-            options=net.options,
-        )
+    empty = net.without_data()
     parameters, moving = dict(empty.named_parameters()), trained(empty)
     order = [name for name in classifier.backbone if name in parameters]
     tensors: dict[str, Tensor] = {}

@@ -110,9 +110,9 @@ class Reader:
         if isinstance(target, ast.Name) and target.id == CONFIG:
             self._make(statement.value)
         elif isinstance(target, ast.Name):
-            self._names[target.id] = self._value(statement.value)
+            self._names[target.id] = self._bounded(statement.value)
         else:
-            self.config[self._key(target)] = self._value(statement.value)
+            self.config[self._key(target)] = self._bounded(statement.value)
 
     def _make(self, value: ast.expr) -> None:
         makers = ("edict", "EasyDict", "dict")
@@ -123,7 +123,7 @@ class Reader:
             or value.args
         ):
             raise self._refusal(value)
-        self.config.update({str(k.arg): self._value(k.value) for k in value.keywords})
+        self.config.update({str(k.arg): self._bounded(k.value) for k in value.keywords})
         self.made = True
 
     def _key(self, target: ast.expr) -> str:
@@ -137,6 +137,20 @@ class Reader:
                 if isinstance(key, ast.Constant) and isinstance(key.value, str):
                     return key.value
         raise self._refusal(target)
+
+    def _bounded(self, node: ast.expr) -> Any:
+        """What an expression is; refused where it grows beyond any config, as lists of lists of lists can."""
+        try:
+            value = self._value(node)
+            if size_of(value) > MAX_TEXT:
+                raise ValueError(
+                    f"config {self._path}, line {node.lineno}: a value of more than {MAX_TEXT} parts"
+                )
+        except RecursionError:
+            raise ValueError(
+                f"config {self._path}, line {node.lineno}: is nested too deeply to be read"
+            ) from None
+        return value
 
     def _value(self, node: ast.expr) -> Any:
         """What an expression is."""
@@ -213,3 +227,16 @@ class Reader:
             f"config {self._path}, line {node.lineno}: {text:.80}: is read, never run; allowed: "
             f"{CONFIG}.key = a literal, arithmetic, an f-string or an earlier key"
         )
+
+
+def size_of(value: Any) -> int:
+    """Characters of a text; items within items of a collection, counted no further than past MAX_TEXT."""
+    waiting, size = [value], 0
+    while waiting and size <= MAX_TEXT:
+        one = waiting.pop()
+        size += len(one) if isinstance(one, str | bytes) else 1
+        if isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            waiting += one
+    return size

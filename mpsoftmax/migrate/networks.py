@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpsoftmax.backbones import build_backbone
 from mpsoftmax.backbones.iresnet import DEPTHS
@@ -52,6 +52,16 @@ class Detected:
         named: dict[str, Any] = {"name": self.name, "embedding_dim": self.embedding_dim}
         return {**named, "options": self.options} if self.options else named
 
+    def without_data(self) -> nn.Module:
+        """The network on the meta device: names and shapes of its tensors."""
+        with torch.device("meta"):
+            return build_backbone(
+                self.name,
+                embedding_dim=self.embedding_dim,
+                image_size=self.image_size,
+                options=self.options,
+            )
+
 
 def detect(state: Mapping[str, Tensor]) -> Detected:
     """The network, from names and shapes.
@@ -63,7 +73,7 @@ def detect(state: Mapping[str, Tensor]) -> Detected:
         if names <= state.keys():
             try:
                 return tell(state)
-            except (IndexError, KeyError) as error:
+            except (IndexError, KeyError, ZeroDivisionError) as error:
                 told = f"backbone: {', '.join(sorted(names))} have other shapes than known: {error}"
                 raise ValueError(told) from error
     some = ", ".join(list(state)[:SHOWN])
@@ -116,9 +126,16 @@ def transformer(state: Mapping[str, Tensor]) -> Detected:
 
 
 def highest(names: Iterable[str], pattern: str) -> int:
-    """One past the largest number that names show in this place; 0 where none does."""
-    matches = (re.match(pattern, name) for name in names)
-    return max((int(match[1]) + 1 for match in matches if match), default=0)
+    """One past the largest number that names show in this place; 0 where none does.
+
+    Raises:
+        ValueError: it is larger than there are names: no network has blocks without a tensor.
+    """
+    every = list(names)
+    found = [match[1] for name in every if (match := re.match(pattern, name))]
+    if any(len(number) > 9 or int(number) >= len(every) for number in found):
+        raise ValueError(f"backbone: block {max(found, key=len):.20} among {len(every)} tensors")
+    return max((int(number) + 1 for number in found), default=0)
 
 
 def square(places: int, unit: int) -> tuple[int, int]:
@@ -140,13 +157,7 @@ def fitted(state: Mapping[str, Tensor], net: Detected) -> dict[str, Tensor]:
     Raises:
         ValueError: names are missing or too many, or shapes differ; says which.
     """
-    with torch.device("meta"):
-        empty = build_backbone(
-            net.name,
-            embedding_dim=net.embedding_dim,
-            image_size=net.image_size,
-            options=net.options,
-        )
+    empty = net.without_data()
     wanted = empty.state_dict()
     counts = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name not in state and name not in counts]

@@ -108,7 +108,7 @@ def read_renamed(path: str | None) -> dict[str, str]:
         return {}
     where = f"{RENAMED_KEY}: {path}"
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file)
             lines = list(reader)
     except (OSError, csv.Error) as error:

@@ -35,6 +35,7 @@ class Facts:
         gpu: Whether there is one.
         cores: Processor cores of this machine.
         world: Ranks.
+        local_world: Ranks on this machine, who share its cores.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Facts:
     gpu: bool
     cores: int
     world: int
+    local_world: int
 
 
 def look(tree: Mapping[str, Any], world: int) -> Facts:
@@ -71,6 +73,7 @@ def look(tree: Mapping[str, Any], world: int) -> Facts:
         gpu=torch.cuda.is_available(),
         cores=len(os.sched_getaffinity(0)),
         world=world,
+        local_world=int(os.environ.get("LOCAL_WORLD_SIZE", world)),
     )
 
 

@@ -9,12 +9,13 @@ from mpsoftmax.config import Config, DatasetConfig, GlyphsConfig
 from mpsoftmax.config.checks import parse_part
 from mpsoftmax.data.grouped_order import GroupedOrder, group_starts
 from mpsoftmax.data.held_back import hold_back
-from mpsoftmax.data.image_set import ImageSet, keep_classes, keep_part
+from mpsoftmax.data.image_set import ImageSet, Subset, keep_classes, keep_part
 from mpsoftmax.data.mixture import MixtureOrder
-from mpsoftmax.data.open import open_images
+from mpsoftmax.data.open import open_images, refuse_own
 from mpsoftmax.data.order import ClassesOrder, ImagesOrder, Order, PKOrder
 from mpsoftmax.data.parquet import ParquetImages
 from mpsoftmax.data.union import Union, UnionNames
+from mpsoftmax.data.view import Relabelled
 
 
 def glyph_options(config: Config, split: str) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def reader_options(config: Config, dataset: DatasetConfig, where: str) -> Mappin
             "size": data.image_size,
             "seed": data.seed,
         }
+    refuse_own(dataset.reader, f"{where}reader")
     return {**dataset.reader, **({"under": dataset.under} if dataset.under else {})}
 
 
@@ -66,8 +68,11 @@ def open_dataset(config: Config, dataset: DatasetConfig, where: str) -> ImageSet
         images = open_images(dataset.path, **options)
         if len(images) == 0:
             raise ValueError(f"{dataset.path} holds no images")
-        if isinstance(images, ParquetImages) and data.order == "grouped":
-            images.cache_groups = max(images.cache_groups, data.order_window)
+        stored = images
+        while isinstance(stored, Subset | Relabelled):
+            stored = stored.images
+        if isinstance(stored, ParquetImages) and data.order == "grouped":
+            stored.cache_groups = max(stored.cache_groups, data.order_window)
         if dataset.part:
             images = keep_part(images, *parse_part("part", dataset.part))
         return keep_classes(images, least)

@@ -116,8 +116,8 @@ def _of_data(facts: Facts, tree: Mapping[str, Any]) -> Iterator[Choice]:
     yield from _validation(facts, tree, pairs)
     if facts.row_groups:
         yield Choice("data.order", "grouped", "Parquet is read by row groups")
-    workers = max(1, min(8, facts.cores // facts.world))
-    yield Choice("data.workers", workers, f"{facts.cores} cores for {facts.world} rank(s)")
+    workers = max(1, min(8, facts.cores // facts.local_world))
+    yield Choice("data.workers", workers, f"{facts.cores} cores for {facts.local_world} rank(s)")
 
 
 def network_size(height: int, width: int) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The configuration of a training: from a file, or from the data alone."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def settings_of(path: str | None, overrides: Sequence[str], world: int) -> tuple
         world: Ranks.
 
     Raises:
-        ValueError: as `load`; or neither a file nor data; or the data cannot be opened.
+        ValueError: as `load`; or neither a file nor data; or the data cannot be opened; or the folder that
+            they name holds a run on others.
     """
     if path is not None:
         return load(path, overrides), ""
@@ -39,9 +41,27 @@ def settings_of(path: str | None, overrides: Sequence[str], world: int) -> tuple
     folder = Path(str(value_of(given, "run.dir", f"runs/{run_name(valid)}")))
     stored = folder / "config.yaml"
     if stored.exists():
+        if not is_given(given, "run.dir"):
+            check_same_data(stored, valid)
         return continued(stored, overrides, given), f"settings of {stored}, the run found there"
     choices = choose(look(given, world), given)
     return from_tree(filled_in(given, choices)), render(choices)
+
+
+def check_same_data(stored: Path, config: Config) -> None:
+    """Raise ValueError where the folder named after the data holds a run on other data."""
+    before, now = data_of(from_tree(read_yaml(stored))), data_of(config)
+    if before != now:
+        raise ValueError(
+            f"run.dir: {stored.parent}, by the data's name, holds a run on {', '.join(before)}; allowed: "
+            f"another run.dir=FOLDER, or run.dir={stored.parent} to go on with it on {', '.join(now)}"
+        )
+
+
+def data_of(config: Config) -> list[str]:
+    """Where the data of a training are, from the root of the file system."""
+    paths = [dataset.path for dataset in config.data.datasets]
+    return [path if path in ("glyphs", "synthetic") else os.path.abspath(path) for path in paths]
 
 
 def continued(stored: Path, overrides: Sequence[str], given: dict[str, Any]) -> Config:

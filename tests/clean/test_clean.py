@@ -302,24 +302,27 @@ def test_the_page_is_self_contained_and_its_text_is_escaped(planted, tmp_path):
 
 def test_the_command(planted, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mpsoftmax.models.open_model", lambda *_, **__: model())
-    convert(planted[0], tmp_path / "a.arrow")
+    convert(planted[0], tmp_path / "a.parquet")
     out = tmp_path / "review"
     arguments = [
         "clean",
         "run",
-        str(tmp_path / "a.arrow"),
+        str(tmp_path / "a.parquet"),
         str(out),
         "--other",
-        str(tmp_path / "a.arrow"),
+        str(tmp_path / "a.parquet"),
     ]
+    arguments += ["--reader", "image_column=image"]
     assert main(arguments) == 0
-    assert "10 relabel" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 relabel" in said
+    assert "OUT.view.json --reader image_column=image\n" in said
     assert (out / "identities.csv").read_text().count("\n") > 10
     assert main(arguments) == 2
     assert "holds findings already" in capsys.readouterr().err
     view = tmp_path / "a.view.json"
     table = str(out / "findings.csv")
-    assert main(["clean", "--apply", table, str(tmp_path / "a.arrow"), str(view)]) == 0
+    assert main(["clean", "--apply", table, str(tmp_path / "a.parquet"), str(view)]) == 0
     assert "192 of 193 images, 24 of 25 classes" in capsys.readouterr().out
     assert main(["inspect", str(view)]) == 0
     assert main(["clean", "--apply", table, str(view)]) == 2

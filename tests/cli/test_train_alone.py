@@ -1,6 +1,8 @@
 """`mpsoftmax train data.train=PATH` and `--dry-run`, in-process."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -44,6 +46,14 @@ def test_the_data_alone_are_enough_and_a_run_goes_on_with_its_settings(data, cap
     again = yaml.safe_load((run / "config.yaml").read_text())
     config["train"]["steps"] = 6
     assert again == config
+    (data / "other").mkdir()
+    shutil.copy(data / "marks.tar", data / "other/marks.tar")
+    assert main(["train", "data.train=other/marks.tar", "train.steps=6"]) == 2
+    assert re.search(
+        r"run\.dir: runs/marks, .* holds a run on .*/marks\.tar; .* on .*/other/marks\.tar",
+        capsys.readouterr().err,
+    )
+    assert main(["train", "data.train=other/marks.tar", "train.steps=6", "run.dir=runs/marks"]) == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {one["set"] for one in lines if "set" in one} == {"held-back"}
     assert main(["evaluate", "runs/marks", "--data", "held-back"]) == 0

@@ -15,6 +15,7 @@ from mpsoftmax.data.loader import Loader
 from mpsoftmax.data.open import open_images
 from mpsoftmax.data.order import share
 from mpsoftmax.data.synthetic import Synthetic
+from mpsoftmax.data.view import write_view
 
 STARTS = np.array([0, 4, 5, 9, 12, 13, 20])
 
@@ -108,6 +109,12 @@ def test_views_keep_the_groups(tmp_path):
     convert(few, tmp_path / "b.parquet")
     kept = keep_classes(open_images(tmp_path / "b.parquet"), 4)
     assert group_starts(kept).tolist() == [0, 100, 197, 247]
+    path = tmp_path / "a.view.json"
+    write_view(path, tmp_path / "a.parquet", stored, drop=[3, 120], relabel={7: 1}, merge=[(0, 4)])
+    assert group_starts(open_images(path)).tolist() == [0, 99, 198, 248]
+    again = open_images(path)
+    with pytest.raises(ValueError, match="a view is of no other view"):
+        write_view(tmp_path / "b.view.json", path, again, drop=[], relabel={}, merge=[])
 
 
 @pytest.mark.parametrize(("window", "cache"), [(1, 1), (4, 4)])

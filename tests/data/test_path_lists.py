@@ -2,6 +2,8 @@
 
 import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mpsoftmax.data.convert import convert
@@ -129,3 +131,26 @@ def test_an_option_of_another_format(root):
         ValueError, match="layout='folders' is no option of this format; allowed: dial"
     ):
         open_images(root / "list.txt", layout="folders")
+
+
+def test_identifiers_are_no_class_numbers(tmp_path):
+    """A table of 10^14 classes would take any memory; in a list, in Parquet and in shards alike."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "l.txt").write_text("a.png\t123456789012345\nb.png\t5\n")
+    columns = {"image": [b"x", b"y"], "label": [123456789012345, 5]}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    with tarfile.open(tmp_path / "w.tar", "w") as archive:
+        (tmp_path / "a.cls").write_text("123456789012345")
+        for name in ("a.png", "a.cls"):
+            archive.add(tmp_path / name, name)
+    largest = {"image": [b"x"], "label": pa.array([2**64 - 1], pa.uint64())}
+    pq.write_table(pa.table(largest), tmp_path / "u.parquet")
+    with pytest.raises(ValueError, match=r"u\.parquet.*label 18446744073709551615"):
+        open_images(tmp_path / "u.parquet")
+    for name in ("l.txt", "p.parquet", "w.tar"):
+        for check in (True, False):
+            with pytest.raises(
+                ValueError, match=f"{name}.*label 123456789012345 among [12] images"
+            ):
+                open_images(tmp_path / name, check=check)

@@ -204,3 +204,25 @@ def test_the_command(run, faces, tmp_path, capsys):
     assert pq.read_table(out).num_rows == 45
     assert main(["embed", str(run), str(faces), str(tmp_path / "c.csv")]) == 2
     assert "allowed: a name ending in .parquet" in capsys.readouterr().err
+
+
+def test_a_list_of_images_a_folder_of_parquet_and_webdataset_keep_their_labels(
+    run, faces, tmp_path
+):
+    """Each as data.train reads it, and by the command with a word to the reader."""
+    files = sorted(str(path.relative_to(faces)) for path in faces.rglob("*.*") if path.is_file())
+    (tmp_path / "train.txt").write_text("".join(f"{f}\t{k % 3}\n" for k, f in enumerate(files[:6])))
+    spec = f"{tmp_path / 'train.txt'}@{faces}"
+    assert open_to_embed(spec).labels.tolist() == [0, 1, 2, 0, 1, 2]
+    (tmp_path / "hub").mkdir()
+    convert(faces, tmp_path / "hub/train-00000-of-00001.parquet")
+    assert len(open_to_embed(tmp_path / "hub").class_names) == len(open_to_embed(faces).class_names)
+    for name, data in (("1.png", (faces / files[0]).read_bytes()), ("1.cls", b"4")):
+        (tmp_path / name).write_bytes(data)
+    with tarfile.open(tmp_path / "web.tar", "w") as archive:
+        archive.add(tmp_path / "1.png", "1.png")
+        archive.add(tmp_path / "1.cls", "1.cls")
+    assert open_to_embed(tmp_path / "web.tar").labels.tolist() == [4]
+    out = tmp_path / "listed.parquet"
+    assert main(["embed", str(run), spec, str(out), "--reader", "dialect=tab"]) == 0
+    assert pq.read_table(out)["label"].to_pylist() == [0, 1, 2, 0, 1, 2]

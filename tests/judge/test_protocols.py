@@ -280,6 +280,8 @@ def test_malformed_embeddings(tmp_path, columns, message):
     [
         (Options(unknown=1.0), r"unknown must be in \[0, 1\)"),
         (Options(gallery="nowhere"), "no such file or folder"),
+        (Options(thresholds="insightface"), "thresholds: .*; not used by identification; allowed"),
+        (Options(backend="faiss"), "backend: 'faiss'; not used by identification"),
         (Options(num_bootstrap=-1), "num_bootstrap must be 0 or more"),
     ],
 )
@@ -295,6 +297,8 @@ def test_which_protocol(tmp_path, people):
     assert protocol_for(None) == "retrieval"
     with pytest.raises(ValueError, match="no such file"):
         protocol_for("nothing.tar")
+    with pytest.raises(ValueError, match="no such file"):
+        protocol_for("nothing.parquet")
     with pytest.raises(ValueError, match="labelled set"):
         protocol_for(str(people))
 

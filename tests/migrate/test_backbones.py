@@ -96,3 +96,20 @@ def test_tensors_of_other_ranks_are_no_crash():
     flat = {"conv_sep.layers.0.weight": torch.ones(1), "features.layers.2.weight": torch.ones(())}
     with pytest.raises(ValueError, match="have other shapes than known"):
         detect(flat)
+
+
+def test_a_block_number_of_a_hostile_file_builds_no_network():
+    state = dict(
+        build_backbone("mobilefacenet", embedding_dim=8, image_size=(112, 112)).state_dict()
+    )
+    state["layers.3.layers.300000000.x"] = torch.zeros(1)
+    with pytest.raises(ValueError, match="block 300000000 among"):
+        detect(state)
+    patches = {
+        "patch_embed.proj.weight": torch.zeros(256, 3, 0, 0),
+        "pos_embed": torch.zeros(1, 1, 1),
+    }
+    patches |= {"feature.2.weight": torch.zeros(8, 8), "blocks.0.x": torch.zeros(1)}
+    patches |= {f"blocks.{k}.x": torch.zeros(1) for k in range(12)}
+    with pytest.raises(ValueError, match="have other shapes than known"):
+        detect(patches)

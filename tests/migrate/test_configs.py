@@ -159,6 +159,15 @@ def test_data_that_is_here_is_looked_at(tmp_path, capsys):
         ("config.lr = 1 / 0", "division by zero"),
         ("config.lr = config.nothing", "'config.nothing' is not assigned before"),
         ("config.output = f'{1:>1000000000}'", "is read, never run"),
+        (
+            "\n".join(["a = [1, 1]", *["a = [a, a]"] * 60, "config.val_targets = a"]),
+            "a value of more than 65536 parts",
+        ),
+        ("\n".join(["a = 'xy'", *["a = f'{a}{a}'"] * 60]), "a value of more than 65536 parts"),
+        (
+            "config.lr = " + "1 + " * 900 + "1",
+            "nested too deeply|is read, never run|cannot be read",
+        ),
         ("config.network = 'r5O'", "did you mean"),
         ("config.network = 'r2060'", "no counterpart"),
         ("config.batch_size = 'many'", "batch_size: 'many'; allowed: a number"),
@@ -193,6 +202,8 @@ def test_arguments_of_other_sources_are_refused(tmp_path, capsys):
     path = arcface_files.write_config(tmp_path)
     assert main(["convert", str(path), str(tmp_path / "x.yaml"), "--config", "y"]) == 2
     assert "--config: y; not used for a config" in capsys.readouterr().err
+    assert main(["convert", str(path), str(tmp_path / "x.yaml"), "--number-classes"]) == 2
+    assert "--number-classes: True; not used for a config" in capsys.readouterr().err
     assert main(["convert", "synthetic", str(tmp_path / "x.arrow"), "--world", "2"]) == 2
     assert "--world: 2; not used for a data set" in capsys.readouterr().err
     assert main(["convert", str(path), str(tmp_path / "x.json")]) == 2

@@ -163,6 +163,8 @@ def test_mistakes(ranks, tmp_path, old):
     with pytest.raises(ValueError, match=r"two classes of data\.train are named"):
         match_names(["b"], ["a", "a"], {})
     assert read_renamed(None) == {}
+    table.write_bytes(b"\xef\xbb\xbfold,new\r\na,b\r\n")  # as spreadsheets save it
+    assert read_renamed(str(table)) == {"a": "b"}
     names = folder / "classes.txt"
     text = names.read_text()
     try:

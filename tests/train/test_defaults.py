@@ -36,7 +36,7 @@ def facts(**changed):
         "cores": 8,
         "world": 2,
     }
-    return Facts(**{**usual, **changed})
+    return Facts(**{**usual, "local_world": changed.get("world", 2), **changed})
 
 
 def chosen(given=None, **changed):
@@ -228,3 +228,7 @@ def test_image_size_of_a_folder_with_odd_files(tmp_path):
     (tmp_path / "set/0/broken.jpg").write_bytes(b"x")
     found = look({"data": {"train": str(tmp_path / "set")}}, 1)
     assert found.image_size == (90, 40)
+
+
+def test_ranks_of_other_machines_do_not_share_the_cores():
+    assert chosen(cores=32, world=64, local_world=8)["data.workers"] == 4
