@@ -6,8 +6,8 @@ from pathlib import Path
 from mpsoftmax.cli.arguments import (
     Commands,
     add_nproc,
+    add_reader,
     add_trust_code,
-    add_under,
     reader_options,
 )
 from mpsoftmax.cli.ranks import spawn, wants_ranks
@@ -49,7 +49,7 @@ exit status: 0 written; 1 a rank was lost; 2 a mistake in what was given: nothin
     clean.add_argument(
         "--mirror", action="store_true", help="average with the embedding of the mirror image"
     )
-    add_under(clean)
+    add_reader(clean)
     add_nproc(clean)
     add_trust_code(clean)
     return clean
@@ -75,6 +75,10 @@ def run_apply(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{len(options.paths)} paths with --apply TABLE; allowed: DATA OUT.view.json"
         )
+    chosen = {"--other": options.other, "--mirror": options.mirror, "--nproc": options.nproc}
+    for name, value in (chosen | {"--find": sorted(options.find) != sorted(KINDS)}).items():
+        if value:
+            raise ValueError(f"{name} does nothing with --apply; allowed when looking for findings")
     source, out = options.paths
     images = open_images(source, **reader_options(options))
     view = apply_table(options.apply, source, images, out)
