@@ -6,8 +6,8 @@ import sys
 from mpsoftmax.cli.arguments import (
     Commands,
     add_nproc,
+    add_reader,
     add_trust_code,
-    add_under,
     count,
     reader_options,
 )
@@ -53,7 +53,7 @@ exit status: 0 written, complete; 1 a rank was lost; 2 a mistake in what was giv
         metavar="N",
         help="processes a rank that decode (default: as in training)",
     )
-    add_under(embed)
+    add_reader(embed)
     add_nproc(embed)
     add_trust_code(embed)
     return embed

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mpsoftmax.data.arrow import open_arrow
-from mpsoftmax.data.folder import open_folder
+from mpsoftmax.data.folder import IMAGE_SUFFIXES, open_folder
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.near_names import near_name
 from mpsoftmax.data.parquet import open_parquet
@@ -50,6 +50,15 @@ def open_images(spec: str | Path, **options: Any) -> ImageSet:
     Raises:
         ValueError: Nothing of that name, an unknown format or option, or a malformed file.
     """
+    return _open(spec, options, loose=False)
+
+
+def open_loose(spec: str | Path, **options: Any) -> ImageSet:
+    """As `open_images`, and images of a folder or tar that lie in no class folder too, labelled -1."""
+    return _open(spec, options, loose=True)
+
+
+def _open(spec: str | Path, options: dict[str, Any], loose: bool) -> ImageSet:
     if spec == "glyphs":
         from mpsoftmax.data.glyphs import open_glyphs
 
@@ -61,9 +70,9 @@ def open_images(spec: str | Path, **options: Any) -> ImageSet:
     path = Path(spec)
     try:
         if path.is_dir():
-            return _open_folder(path, options)
+            return _open_folder(path, options, loose)
         if path.exists():
-            return _open_file(path, options)
+            return _open_file(path, options, loose)
     except PermissionError as error:
         raise ValueError(
             f"data {str(spec)!r}: cannot be read: {error.strerror}: {error.filename}"
@@ -76,35 +85,37 @@ def listed(spec: str) -> bool:
     return Path(spec.partition("@")[0]).suffix.lower() in LIST_SUFFIXES
 
 
-def _open_folder(path: Path, options: dict[str, Any]) -> ImageSet:
+def _open_folder(path: Path, options: dict[str, Any], loose: bool) -> ImageSet:
     """A folder by what lies directly in it."""
     record = path / "train.rec"
     if record.exists():
         return _call(open_records, str(path), record, **options)
     files, folders = top_files(path)
+    if loose and any(one.suffix.lower() in IMAGE_SUFFIXES for one in files):
+        return _call(open_folder, str(path), path, loose=True, **options)
     tables = _with_suffix(files, ".parquet")
     if not tables and [one.name for one in folders] == [
         "data"
     ]:  # as a repository of the hub has it
         within, _ = top_files(folders[0])
         if _with_suffix(within, ".parquet"):
-            return _open_folder(folders[0], options)
+            return _open_folder(folders[0], options, loose)
     if tables and not folders:
         under = options.pop("under", "")
         return _call(open_parquet, str(path), parquet_shards(path, under), **options)
     tars = _with_suffix(files, ".tar")
     if tars and not folders:
         return _call(open_tars, str(path), tars, **options)
-    return _call(open_folder, str(path), path, **options)
+    return _call(open_folder, str(path), path, loose=loose, **options)
 
 
-def _open_file(path: Path, options: dict[str, Any]) -> ImageSet:
+def _open_file(path: Path, options: dict[str, Any], loose: bool) -> ImageSet:
     """A file by its suffix."""
     suffix, text = path.suffix.lower(), str(path)
     if path.name.endswith(VIEW_SUFFIX):
         return open_view(path, **options)
     if suffix == ".tar":
-        return _call(open_tars, text, [path], **options)
+        return _call(open_tars, text, [path], loose=loose, **options)
     if suffix == ".rec":
         return _call(open_records, text, path, **options)
     if suffix == ".arrow":
@@ -152,9 +163,13 @@ def _check_options(reader: Callable[..., ImageSet], spec: str, options: dict[str
         )
 
 
-def _call(reader: Callable[..., ImageSet], spec: str, place: Any, **options: Any) -> ImageSet:
+def _call(
+    reader: Callable[..., ImageSet], spec: str, place: Any, *, loose: bool = False, **options: Any
+) -> ImageSet:
     """Open, after a look at the options."""
     _check_options(reader, spec, options)
+    if loose:
+        options["loose"] = True
     if reader is open_folder:  # it numbers the classes itself and has no label to check
         options.pop("check", None)
     return reader(place, **options)

@@ -13,7 +13,12 @@ LAYOUTS = ("auto", "folders", "webdataset")
 
 
 def open_tars(
-    paths: Sequence[Path], *, under: str = "", layout: str = "auto", **options: Any
+    paths: Sequence[Path],
+    *,
+    under: str = "",
+    layout: str = "auto",
+    loose: bool = False,
+    **options: Any,
 ) -> TarImages | ShardImages:
     """Open one tar with a folder per class, or one or several WebDataset shards.
 
@@ -22,6 +27,7 @@ def open_tars(
         under: A folder inside a tar of class folders.
         layout: ``folders``, ``webdataset``, or ``auto``: WebDataset where every image of the first tar has a
             ``.cls`` or ``.json`` of its name beside it, folders where none has.
+        loose: As for `open_tar`.
         **options: As ``open_webdataset``.
 
     Raises:
@@ -31,7 +37,7 @@ def open_tars(
     if layout not in LAYOUTS:
         raise ValueError(f"layout: {layout!r}; allowed: {', '.join(LAYOUTS)}")
     index = None if layout == "webdataset" else index_tar(PositionalFile(paths[0]))
-    chosen = _layout(paths[0], index) if layout == "auto" and index else layout
+    chosen = _layout(paths[0], index, loose) if layout == "auto" and index else layout
     if chosen == "webdataset":
         if under:
             raise ValueError(
@@ -49,10 +55,10 @@ def open_tars(
         raise ValueError(
             f"{paths[0]}: {', '.join(options)} given, which a folder per class does not have"
         )
-    return open_tar(paths[0], under, index)
+    return open_tar(paths[0], under, index, loose=loose)
 
 
-def _layout(path: Path, index: TarIndex) -> str:
+def _layout(path: Path, index: TarIndex, loose: bool) -> str:
     """Told from the names in an archive.
 
     Raises:
@@ -68,7 +74,7 @@ def _layout(path: Path, index: TarIndex) -> str:
             f"{example}); allowed: one for every image (WebDataset), or none. layout=folders takes the "
             "folders as classes"
         )
-    if without and not in_folders:
+    if without and not in_folders and not loose:
         raise ValueError(
             f"{path}: images neither in class folders nor with a .cls or .json of their name beside them "
             f"(such as {example})"

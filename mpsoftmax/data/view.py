@@ -69,18 +69,18 @@ class Relabelled:
     """A set under other labels; an ``ImageSet``. The classes are those of the set."""
 
     def __init__(self, images: ImageSet, labels: np.ndarray) -> None:
-        self._images, self.labels, self.class_names = images, labels, images.class_names
+        self.images, self.labels, self.class_names = images, labels, images.class_names
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> bytes | np.ndarray:
         """As the set gives it."""
-        return self._images.image(index)
+        return self.images.image(index)
 
     def name(self, index: int) -> str:
         """As the set gives it."""
-        return self._images.name(index)
+        return self.images.name(index)
 
 
 def view_of(

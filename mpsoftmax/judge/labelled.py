@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -106,11 +105,6 @@ def open_set(data: str, config: Config, under: str) -> ImageSet:
         from mpsoftmax.data.synthetic import Synthetic
 
         return Synthetic(size=config.data.image_size)
-    if not Path(data).exists():
-        raise ValueError(
-            f"data {data!r}: no such file or folder; allowed: {', '.join(GLYPH_SETS)}, a folder with a folder"
-            " per class, a folder with train.rec, *.tar, *.rec, *.arrow"
-        )
     return open_images(data, **({"under": under} if under else {}))
 
 
@@ -130,7 +124,7 @@ def _given(sources: Sequence[Source], options: Options) -> LabelledTask:
             )
     if options.gallery is not None or options.distractors is not None:
         raise ValueError("gallery, distractors: allowed with --data")
-    rows = np.arange(len(first.labels))
+    rows = np.flatnonzero(first.labels != IGNORE)
     return LabelledTask((None,), first.labels, rows, rows, mirror=False, within=True)
 
 

@@ -10,6 +10,23 @@ NUM_BOOTSTRAP = 1000
 MOST_ITEMS = 1_000_000
 
 
+_LABELLED = ("identification", "retrieval")
+READ_BY = {
+    "thresholds": ("verification",),
+    "with_baseline": ("verification",),
+    "gallery": _LABELLED,
+    "distractors": (*_LABELLED, "reid"),
+    "gallery_images": ("identification",),
+    "unknown": ("identification",),
+    "fusion": ("identification",),
+    "by_norm": ("template",),
+    "by_score": ("template",),
+    "backend": ("retrieval",),
+    "under": _LABELLED,
+}
+"""Protocols that look at an option; all look at the others."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Of all protocols; each looks at its own.
@@ -46,6 +63,15 @@ class Options:
     backend: str = "torch"
     under: str = ""
     num_bootstrap: int | None = None
+
+    def check_read_by(self, protocol: str) -> None:
+        """Raise ValueError where an option was chosen that the protocol does not look at."""
+        for name, protocols in READ_BY.items():
+            value = getattr(self, name)
+            if protocol not in protocols and value != getattr(Options, name):
+                raise ValueError(
+                    f"{name}: {value!r} does nothing with {protocol}; allowed with {', '.join(protocols)}"
+                )
 
     def replicates(self, num_items: int) -> int:
         """Of the bootstrap over so many items."""
