@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_IMAGES, BLOCK_CLASSES = 2048, 4096
+from mpsoftmax.evaluate.search import search
+
+BLOCK_IMAGES = 2048
 LEAST_WEIGHT = 0.05
 
 
@@ -94,23 +96,10 @@ def fit(unit: Tensor, labels: Tensor, num_classes: int) -> Fit:
 def nearest_rows(unit: Tensor, rows: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest row of each image but one that is forbidden: cosines float32 [n] and rows int64 [n].
 
-    Exact; a block of images against a block of rows at a time. Rows of zeros are nobody's nearest.
+    Exact (`mpsoftmax.evaluate.search`). Rows of zeros are nobody's nearest.
     """
-    best = torch.full((len(unit),), -torch.inf)
-    where = torch.zeros(len(unit), dtype=torch.int64)
-    empty = rows.norm(dim=1) == 0
-    for first in range(0, len(rows), BLOCK_CLASSES):
-        block = rows[first : first + BLOCK_CLASSES]
-        none = empty[first : first + BLOCK_CLASSES]
-        for low in range(0, len(unit), BLOCK_IMAGES):
-            some = slice(low, low + BLOCK_IMAGES)
-            cosine = unit[some] @ block.T
-            cosine[:, none] = -torch.inf
-            place = forbidden[some] - first
-            here = torch.nonzero((place >= 0) & (place < len(block)))[:, 0]
-            cosine[here, place[here]] = -torch.inf
-            value, position = cosine.max(1)
-            better = value > best[some]
-            best[some] = torch.where(better, value, best[some])
-            where[some] = torch.where(better, position + first, where[some])
-    return best, where
+    kept = torch.nonzero(rows.norm(dim=1) > 0)[:, 0]
+    found = search(unit, rows[kept], min(2, len(kept)), metric="inner")
+    ids = kept[found.index]
+    best, place = found.similarity.masked_fill(ids == forbidden[:, None], -torch.inf).max(1)
+    return best.float(), ids.gather(1, place[:, None])[:, 0]

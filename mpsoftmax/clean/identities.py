@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpsoftmax.clean.centres import BLOCK_CLASSES, class_sums
+from mpsoftmax.clean.centres import class_sums
+from mpsoftmax.evaluate.search import search
 from mpsoftmax.head.duplicates import Found, Nearest, Pair, mutual
 
 QUANTILE, LISTED_QUANTILE = 0.25, 0.01
@@ -86,29 +87,22 @@ def likely_pairs(means: Tensor, sets: Sequence[int], threshold: float) -> list[P
     empty = means.norm(dim=1) == 0
     for number, stop in enumerate(ends.tolist()):
         start = stop - sets[number]
-        for low in range(0, len(means), BLOCK_CLASSES):
-            rows = torch.arange(low, min(low + BLOCK_CLASSES, len(means)))
-            values, ids = two_nearest(means, rows, start, stop, empty)
-            near = (values[:, 0] >= threshold) & ~empty[rows]
-            for row in torch.nonzero(near)[:, 0].tolist():
-                first, second = values[row].tolist()
-                lead = first - max(second, -1.0)
-                found[low + row, number] = Nearest(int(ids[row, 0]), first, lead)
+        values, ids = two_nearest(means, start, stop, empty)
+        near = (values[:, 0] >= threshold) & ~empty
+        for row in torch.nonzero(near)[:, 0].tolist():
+            first, second = values[row].tolist()
+            lead = first - max(second, -1.0)
+            found[row, number] = Nearest(int(ids[row, 0]), first, lead)
     pairs = mutual(found, lambda one: int(home[one]))
     return sorted(pairs, key=lambda pair: (-(pair.cosine + pair.lead), pair))
 
 
-def two_nearest(
-    means: Tensor, rows: Tensor, start: int, stop: int, empty: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The two nearest of the classes start..stop-1 for some classes, never themselves: [b, 2] and ids."""
-    values = torch.full((len(rows), 2), -torch.inf)
-    ids = torch.zeros(len(rows), 2, dtype=torch.int64)
-    for first in range(start, stop, BLOCK_CLASSES):
-        block = torch.arange(first, min(first + BLOCK_CLASSES, stop))
-        cosine = means[rows] @ means[block].T
-        cosine[:, empty[block]] = -torch.inf
-        cosine[rows[:, None] == block[None]] = -torch.inf
-        values, order = torch.cat([values, cosine], 1).topk(2, dim=1)
-        ids = torch.cat([ids, block.expand(len(rows), -1)], 1).gather(1, order)
-    return values, ids
+def two_nearest(means: Tensor, start: int, stop: int, empty: Tensor) -> tuple[Tensor, Tensor]:
+    """The two nearest of the classes start..stop-1 to every class, never itself: cosines [C, 2] and ids."""
+    kept = start + torch.nonzero(~empty[start:stop])[:, 0]
+    found = search(means, means[kept], min(3, len(kept)), metric="inner")
+    ids = kept[found.index]
+    itself = ids == torch.arange(len(means))[:, None]
+    values = F.pad(found.similarity.masked_fill(itself, -torch.inf), (0, 1), value=-torch.inf)
+    values, order = values.topk(2, dim=1)
+    return values, F.pad(ids, (0, 1)).gather(1, order)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpsoftmax.clean.centres import BLOCK_IMAGES
+from mpsoftmax.evaluate.search import search
 
 NEIGHBOURS = 4
 LEAST_COSINE = 0.9
@@ -31,21 +31,13 @@ def near_pairs(
         threshold: Least cosine.
         num: Neighbours looked at.
     """
-    pairs: set[tuple[int, int]] = set()
-    for low in range(0, len(unit), BLOCK_IMAGES):
-        rows = torch.arange(low, min(low + BLOCK_IMAGES, len(unit)))
-        values = torch.full((len(rows), num), -torch.inf)
-        ids = torch.zeros(len(rows), num, dtype=torch.int64)
-        for first in range(0, len(unit), BLOCK_IMAGES):
-            block = torch.arange(first, min(first + BLOCK_IMAGES, len(unit)))
-            cosine = unit[rows] @ unit[block].T
-            cosine[rows[:, None] == block[None]] = -torch.inf
-            values, order = torch.cat([values, cosine], 1).topk(num, dim=1)
-            ids = torch.cat([ids, block.expand(len(rows), -1)], 1).gather(1, order)
-        for row, column in torch.nonzero(values >= threshold).tolist():
-            a, b = low + row, int(ids[row, column])
-            pairs.add((min(a, b), max(a, b)))
-    return sorted(pairs)
+    found = search(unit, unit, min(num + 1, len(unit)), metric="inner")
+    others = found.index != torch.arange(len(unit))[:, None]
+    near = others & (others.cumsum(1) <= num) & (found.similarity >= threshold)
+    rows, places = torch.nonzero(near, as_tuple=True)
+    nearest = found.index[rows, places]
+    pairs = set(zip(rows.tolist(), nearest.tolist(), strict=True))
+    return sorted({(min(pair), max(pair)) for pair in pairs})
 
 
 def small_grey(pixels: np.ndarray) -> np.ndarray:

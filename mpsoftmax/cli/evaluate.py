@@ -32,7 +32,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 exit status: 0; 1 a rank was lost; 2 a mistake in what was given""",
     )
     evaluate.add_argument(
-        "model", help="run folder, one of its checkpoints/step-N, or a .parquet file of embeddings"
+        "model",
+        help="run folder, one of its checkpoints/step-N, a .safetensors, a .onnx, or a .parquet file of "
+        "embeddings",
     )
     evaluate.add_argument(
         "--data",

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mpsoftmax.data.image_names import name_of
 from mpsoftmax.data.image_set import IGNORE, ImageSet
 from mpsoftmax.data.new_files import new_files
 
@@ -146,7 +147,7 @@ def part_table(
     labels, names = images.labels[np.array(chosen, np.int64)], images.class_names
     known = [None if label == IGNORE else int(label) for label in labels]
     columns = {
-        "name": pa.array([utf8(images.name(index)) for index in chosen], pa.string()),
+        "name": pa.array([utf8(name_of(images, index)) for index in chosen], pa.string()),
         "label": pa.array(known, pa.int64()),
         "class_name": pa.array(
             [None if label is None else utf8(str(names[label])) for label in known], pa.string()

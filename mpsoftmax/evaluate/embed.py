@@ -33,7 +33,7 @@ def embed(
     rank: int = 0,
     world: int = 1,
     gather: Callable[[Tensor], Tensor] | None = None,
-    keep_pace: Callable[[], None] | None = None,
+    together: Callable[[Callable[[], Tensor]], Tensor] | None = None,
 ) -> Tensor:
     """Embed all images of a set, without augmentation, in evaluation mode.
 
@@ -61,8 +61,9 @@ def embed(
         gather: makes the shares float32 [m_r, D] of all ranks, unequal and perhaps empty, on
             ``device``, into the whole [n, D], in the order of ranks; called once on every rank.
             Needed if ``world`` > 1.
-        keep_pace: waits for the other ranks; called after every batch, equally often on every
-            rank, so that nobody waits longer for another one than a batch takes.
+        together: runs an action on every rank, and raises on all what fails on one (``Comm.together``);
+            called with every batch, equally often on every rank, so that an image that one rank cannot
+            read stops all, and nobody waits longer for another one than a batch takes.
 
     Returns:
         float32 [n, D] on the CPU, unit rows if ``normalise``, in the order of the images, the same on all
@@ -83,13 +84,13 @@ def embed(
     largest = -(-len(images) // world)
     lows = [min(start + low, stop) for low in range(0, largest, batch_size)]
     batches = loader.stream((low, min(low + batch_size, stop)) for low in lows)
-    parts = []
+
+    def next_rows() -> Tensor:
+        rows = raw_batch(model, next(batches).images, batch_size, flip, device)
+        return F.normalize(rows) if normalise else rows
+
     with evaluation_mode(model), torch.no_grad(), lowered(torch.device(device), dtype):
-        for batch in batches:
-            rows = raw_batch(model, batch.images, batch_size, flip, device)
-            parts.append(F.normalize(rows) if normalise else rows)
-            if keep_pace is not None:
-                keep_pace()
+        parts = [next_rows() if together is None else together(next_rows) for _ in lows]
     embeddings = torch.cat(parts)
     if gather is not None:
         dim = embeddings.shape[1]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mpsoftmax.comm import Comm
 from mpsoftmax.config import Config, load
-from mpsoftmax.data.ijb import AlignedImages
-from mpsoftmax.data.image_set import ImageSet, Subset
+from mpsoftmax.data.image_names import names_of
+from mpsoftmax.data.image_set import IGNORE, ImageSet, Subset
 from mpsoftmax.models import TrainedModel, open_model
 
 
@@ -68,13 +68,14 @@ class GivenEmbeddings:
 
     Args:
         path: The file. ``name``: text, an image's path below the folder or in the tar that is judged, each
-            once; ``embedding``: lists of numbers of one length; ``label``: whole numbers or text.
+            once; ``embedding``: lists of numbers of one length; ``label``: whole numbers or text, null
+            where not known.
         skip_missing: Leave out images without an embedding, instead of refusing them.
 
     Attributes:
         names: of the rows.
         embeddings: float32 [n, D].
-        labels: int64 [n], or None.
+        labels: int64 [n], -1 where not known; None: of no row.
 
     Raises:
         ValueError: no such file, or not of these columns.
@@ -88,8 +89,7 @@ class GivenEmbeddings:
         self.embeddings = _vectors(self.path, table["embedding"])
         self.labels = None
         if "label" in table.column_names:
-            labels = table["label"].to_numpy(zero_copy_only=False)
-            self.labels = np.unique(labels, return_inverse=True)[1].ravel().astype(np.int64)
+            self.labels = _numbered(table["label"])
         self._row = {name: row for row, name in enumerate(self.names)}
         if len(self._row) < len(self.names):
             raise ValueError(f"{self.path}: column name: a name occurs twice; allowed: once")
@@ -154,17 +154,6 @@ def part_of(images: ImageSet, rows: np.ndarray) -> ImageSet:
     return Subset(images, rows.astype(np.int64), np.arange(len(images.class_names)))
 
 
-def names_of(images: ImageSet) -> list[str]:
-    """Path of each image below its folder or in its tar; else what messages call it."""
-    if isinstance(images, Subset):
-        names = names_of(images.images)
-        return [names[int(row)] for row in images.indices]
-    if isinstance(images, AlignedImages):
-        return names_of(images.images)
-    paths = getattr(images, "paths", None)
-    return list(paths) if paths is not None else [images.name(row) for row in range(len(images))]
-
-
 def _read(path: Path) -> pa.Table:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -180,7 +169,7 @@ def _read(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: Parquet expected: {error}") from None
     for name in columns:
-        if table[name].null_count or not len(table):
+        if not len(table) or (name != "label" and table[name].null_count):
             raise ValueError(f"{path}: column {name}: values without nulls expected")
     kinds = [table["name"].type, *([table["label"].type] if "label" in columns else [])]
     texts = [pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds]
@@ -189,6 +178,15 @@ def _read(path: Path) -> pa.Table:
     ):
         raise ValueError(f"{path}: text in column name, whole numbers or text in label expected")
     return table
+
+
+def _numbered(column: pa.ChunkedArray) -> np.ndarray | None:
+    """Labels as numbers from 0, -1 for null; None where all are null."""
+    known = column.is_valid().to_numpy()
+    labels = np.full(len(column), IGNORE, np.int64)
+    values = column.drop_null().to_numpy(zero_copy_only=False)
+    labels[known] = np.unique(values, return_inverse=True)[1].ravel()
+    return labels if known.any() else None
 
 
 def _vectors(path: Path, column: pa.ChunkedArray) -> Tensor:

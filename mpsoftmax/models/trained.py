@@ -90,7 +90,7 @@ class TrainedModel:
             rank=comm.rank,
             world=comm.world,
             gather=comm.all_gather_rows,
-            keep_pace=comm.barrier,
+            together=comm.together,
         )
 
 

@@ -167,7 +167,7 @@ class Evaluator:
             rank=self.comm.rank,
             world=self.comm.world,
             gather=self.comm.all_gather_rows,
-            keep_pace=self.comm.barrier,
+            together=self.comm.together,
         ).cpu()
 
     def figures(

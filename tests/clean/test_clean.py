@@ -155,22 +155,41 @@ def test_fit_is_what_a_loop_over_images_gives():
 
 
 def test_blocks_change_nothing(monkeypatch):
-    from mpsoftmax.clean import centres, identities, near_duplicates
-
     draw = torch.Generator().manual_seed(1)
     unit = F.normalize(torch.randn(60, 6, generator=draw))
     labels = torch.arange(60) % 11
+    whole = fit(unit, labels, 11)
+    monkeypatch.setattr("mpsoftmax.clean.centres.BLOCK_IMAGES", 7)
+    parts = fit(unit, labels, 11)
+    assert torch.equal(parts.nearest, whole.nearest)
+    torch.testing.assert_close(parts.own, whole.own)
+
+
+def test_near_pairs_and_likely_pairs_are_what_a_loop_gives():
+    draw = torch.Generator().manual_seed(1)
+    unit = F.normalize(torch.randn(60, 6, generator=draw))
+    unit[40:46] = unit[3]  # more copies than neighbours that are looked at
+    cosine = (unit.double() @ unit.double().T).fill_diagonal_(-2)
+    expected = set()
+    for row in range(60):
+        for other in sorted(range(60), key=lambda one: (-float(cosine[row, one]), one))[:4]:
+            if cosine[row, other] >= 0.5:
+                expected.add((min(row, other), max(row, other)))
+    assert near_pairs(unit, 0.5) == sorted(expected)
     means = F.normalize(torch.randn(30, 6, generator=draw))
-    whole = fit(unit, labels, 11), near_pairs(unit, 0.5), likely_pairs(means, [20, 10], 0.3)
-    monkeypatch.setattr(centres, "BLOCK_IMAGES", 7)
-    monkeypatch.setattr(centres, "BLOCK_CLASSES", 4)
-    monkeypatch.setattr(identities, "BLOCK_CLASSES", 4)
-    monkeypatch.setattr(near_duplicates, "BLOCK_IMAGES", 7)
-    parts = fit(unit, labels, 11), near_pairs(unit, 0.5), likely_pairs(means, [20, 10], 0.3)
-    assert torch.equal(parts[0].nearest, whole[0].nearest)
-    torch.testing.assert_close(parts[0].own, whole[0].own)
-    assert parts[1] == whole[1] != []
-    assert [pair[:2] for pair in parts[2]] == [pair[:2] for pair in whole[2]] != []
+    means[4] = 0  # a class without images
+    cosine = (means.double() @ means.double().T).fill_diagonal_(-2)
+    cosine[:, 4] = cosine[4] = -2
+    first, second = cosine[:20, :20], cosine[20:, 20:]
+    cuts = ((first, 0, 0), (second, 20, 20), (cosine[:20, 20:], 0, 20))
+    mutual = {
+        (a + low, int(part[a].argmax()) + high)
+        for part, low, high in cuts
+        for a in range(len(part))
+        if part[a].max() >= 0.3 and int(part[:, int(part[a].argmax())].argmax()) == a
+    }
+    found = {(pair.class_a, pair.class_b) for pair in likely_pairs(means, [20, 10], 0.3)}
+    assert found == {(min(pair), max(pair)) for pair in mutual} != set()
 
 
 def test_two_parts_of_a_class():
@@ -327,6 +346,9 @@ def test_the_command(planted, tmp_path, capsys, monkeypatch):
     assert main(["inspect", str(view)]) == 0
     assert main(["clean", "--apply", table, str(view)]) == 2
     assert "1 paths with --apply" in capsys.readouterr().err
+    both = ["clean", "--apply", table, str(tmp_path / "a.arrow"), str(tmp_path / "b.view.json")]
+    assert main([*both, "--other", "more.tar"]) == 2
+    assert "not used with --apply" in capsys.readouterr().err
 
 
 def test_glyph_like_pixels_are_no_near_duplicates_of_blank_ones():

@@ -67,6 +67,7 @@ embed_to_parquet(model, images, out, mirror=True, part_images=7, batch_size=4, p
 """
 
 
+@pytest.mark.timeout(300)  # three processes that are started and one that is killed
 def test_killed_in_the_middle_and_at_one_to_three_ranks_the_file_is_the_same(
     ranks, run, faces, tmp_path
 ):
@@ -100,7 +101,7 @@ def test_rows_are_the_networks_own(run, faces, tmp_path):
     assert table.schema.field("label").type == pa.int64()
     model, rows = open_model(run), table.to_pylist()
     files = sorted(path for path in faces.rglob("*.*") if path.is_file())
-    assert [row["name"] for row in rows] == [str(path) for path in files]
+    assert [row["name"] for row in rows] == [str(path.relative_to(faces)) for path in files]
     assert [row["label"] for row in rows] == [k // 5 for k in range(45)]
     assert [row["class_name"] for row in rows] == [path.parent.name for path in files]
     for row, path in zip(rows[::11], files[::11], strict=True):
@@ -183,6 +184,32 @@ def test_what_can_be_embedded(faces, tmp_path):
     assert len(open_to_embed(f"{tmp_path / 'list.txt'}@{faces}")) == 3
 
 
+def test_shards_and_lists_with_labels_keep_them(faces, tmp_path):
+    """What `open_images` reads as WebDataset, Parquet shards or a list is embedded with its labels."""
+    tar, shards = tmp_path / "shard-000.tar", tmp_path / "shards"
+    files = sorted(path for path in faces.rglob("*.*") if path.is_file())
+    with tarfile.open(tar, "w") as archive:
+        for number, path in enumerate(files):
+            label = tmp_path / "label.cls"
+            label.write_text(str(int(path.parent.name)))
+            archive.add(path, f"{number:04d}{path.suffix}")
+            archive.add(label, f"{number:04d}.cls")
+    shards.mkdir()
+    convert(faces, shards / "train-00000-of-00001.parquet")
+    lines = [f"{path.relative_to(faces)}\t{int(path.parent.name)}" for path in files]
+    (tmp_path / "labels.txt").write_text("\n".join(lines) + "\n")
+    expected = sorted(int(path.parent.name) for path in files)
+    for source in (tar, shards, f"{tmp_path / 'labels.txt'}@{faces}"):
+        assert sorted(open_to_embed(source).labels.tolist()) == expected
+    (tmp_path / "labels.txt").write_text("nothing of either kind\n")
+    with pytest.raises(ValueError, match="and as a list of pairs: "):
+        open_to_embed(f"{tmp_path / 'labels.txt'}@{faces}")
+    Image.new("RGB", (4, 4)).save(
+        shards / "photo.png"
+    )  # a folder of photos with a table among them
+    assert len(open_to_embed(shards)) == 1
+
+
 def test_the_api_takes_files_bytes_and_arrays(run, faces):
     files = sorted(path for path in faces.rglob("*.*") if path.is_file())[:3]
     model = open_model(run)
@@ -201,7 +228,8 @@ def test_the_command(run, faces, tmp_path, capsys):
     out = tmp_path / "c.parquet"
     assert main(["embed", str(run), str(faces), str(out), "--mirror"]) == 0
     assert "45 embeddings" in capsys.readouterr().out
-    assert pq.read_table(out).num_rows == 45
+    names = pq.read_table(out)["name"].to_pylist()
+    assert names == sorted(str(path.relative_to(faces)) for path in faces.rglob("*.*"))
     assert main(["embed", str(run), str(faces), str(tmp_path / "c.csv")]) == 2
     assert "allowed: a name ending in .parquet" in capsys.readouterr().err
 

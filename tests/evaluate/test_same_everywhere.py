@@ -47,7 +47,7 @@ def embedded(num, batch_size):
         rank=comm.rank,
         world=comm.world,
         gather=comm.all_gather_rows,
-        keep_pace=comm.barrier,
+        together=comm.together,
     )
 
 

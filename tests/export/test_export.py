@@ -116,12 +116,12 @@ def test_exported_models_open_and_judge_as_the_run_does(run, graphs, pairs, tmp_
     images = GivenImages(some_images(9))
     expected = open_model(run).embed(images, mirror=True)
     assert torch.equal(open_model(file).embed(images, mirror=True), expected)
-    figures = judge(str(run), str(pairs), Comm(), with_baseline=False, trust_code=False).values
+    figures = judge(str(run), str(pairs), Comm()).values
     for path in (file, graphs / "beside.onnx", graphs / "nhwc.onnx"):
         opened = open_model(path)
         assert opened.step == 4
         torch.testing.assert_close(opened.embed(images, mirror=True), expected, rtol=0, atol=1e-5)
-        values = judge(str(path), str(pairs), Comm(), with_baseline=False, trust_code=False).values
+        values = judge(str(path), str(pairs), Comm()).values
         assert values["verification"]["auc"] == pytest.approx(
             figures["verification"]["auc"], abs=1e-3
         )

@@ -1,6 +1,7 @@
 """`mpsoftmax evaluate`: every protocol on files, by a trained model and by given embeddings; comparisons."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,12 @@ from small_runs import train as train_run
 
 from mpsoftmax.cli import main
 from mpsoftmax.comm import Comm
+from mpsoftmax.data.convert import convert
 from mpsoftmax.data.folder import open_folder
+from mpsoftmax.data.open import open_images
 from mpsoftmax.data.reid import open_reid
 from mpsoftmax.data.synthetic import Synthetic
+from mpsoftmax.data.view import write_view
 from mpsoftmax.evaluate.identification import identify
 from mpsoftmax.evaluate.reid import Sightings, reidentify
 from mpsoftmax.evaluate.retrieval import retrieve
@@ -239,6 +243,57 @@ def test_given_embeddings_are_judged_as_the_model_that_made_them(runs, people, t
     )
 
 
+def test_what_embed_wrote_is_judged_as_the_model(runs, people, tmp_path):
+    """The names that one command writes are those that the other looks for; unknown labels are null."""
+    path, photo = tmp_path / "e.parquet", tmp_path / "people" / "photo.png"
+    shutil.copytree(people, tmp_path / "people")
+    Image.new("RGB", (16, 16), (200, 30, 90)).save(photo)  # in no class folder
+    command = ["embed", str(runs / "long"), str(tmp_path / "people"), str(path), "--mirror"]
+    assert main(command) == 0
+    expected = values_of(runs / "long", people, protocol="retrieval")["retrieval"]
+    for data in (people, None):
+        given = values_of(path, data, protocol="retrieval")["retrieval"]
+        assert figures(given) == pytest.approx(figures(expected), abs=1e-4)
+        assert given["counts"] == expected["counts"]
+
+
+def judge_damaged(run, folder):
+    with pytest.raises(ValueError, match="corrupt image") as problem:
+        values_of(run, folder, protocol="retrieval")
+    return str(problem.value)
+
+
+def test_an_image_that_one_rank_cannot_read_stops_all(ranks, runs, people, tmp_path):
+    folder = tmp_path / "people"
+    shutil.copytree(people, folder)
+    (folder / "p9" / "1.png").write_bytes(b"no picture")  # of the last rank's share
+    said = ranks.run(judge_damaged, 3, run=runs / "short", folder=folder)
+    assert len(set(said)) == 1
+    assert said[0].startswith("rank 2: corrupt image")
+    assert "p9/1.png" in said[0]
+
+
+def test_every_labelled_format_is_judged_alike(runs, people, tmp_path):
+    """Parquet, a list and a view too, by the model and by what embed wrote of them."""
+    expected = figures(values_of(runs / "long", people, protocol="retrieval")["retrieval"])
+    shards, view = tmp_path / "all-000.parquet", tmp_path / "p.view.json"
+    convert(people, shards)
+    write_view(view, shards, open_images(shards), drop=[], relabel={}, merge=[])
+    images = open_folder(people)
+    lines = [f"{path}\t{label}" for path, label in zip(images.paths, images.labels, strict=True)]
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    listed = f"{tmp_path / 'list.txt'}@{people}"
+    for number, data in enumerate((shards, tmp_path / "all-{000..000}.parquet", view, listed)):
+        out = tmp_path / f"e{number}.parquet"
+        assert main(["embed", str(runs / "long"), str(data), str(out), "--mirror"]) == 0
+        for model in (runs / "long", out):
+            found = values_of(model, data, Options(num_bootstrap=0), protocol="retrieval")
+            assert figures(found["retrieval"]) == pytest.approx(expected, abs=1e-4)
+        if data is not listed:
+            with pytest.raises(ValueError, match="labelled set"):
+                protocol_for(str(data))
+
+
 def test_missing_embeddings(runs, people, tmp_path):
     images = open_folder(people)
     rows = embedded(runs / "long", images).numpy()
@@ -288,6 +343,21 @@ def test_malformed_embeddings(tmp_path, columns, message):
 def test_bad_options(runs, people, options, message):
     with pytest.raises(ValueError, match=message):
         values_of(runs / "short", people, options, protocol="identification")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options", "message"),
+    [
+        ("retrieval", Options(fusion="mean"), "fusion: 'mean'; not used by retrieval"),
+        ("retrieval", Options(unknown=0.1), "allowed with identification"),
+        ("identification", Options(thresholds="insightface"), "allowed with verification"),
+        ("reid", Options(gallery="x"), "allowed with identification, retrieval"),
+        ("verification", Options(by_norm=False), "allowed with template"),
+    ],
+)
+def test_an_option_of_another_protocol_is_not_ignored(runs, people, protocol, options, message):
+    with pytest.raises(ValueError, match=message):
+        values_of(runs / "short", people, options, protocol=protocol)
 
 
 def test_which_protocol(tmp_path, people):
