@@ -1,6 +1,7 @@
 """Backbones in .onnx, run by onnxruntime: for judging and embedding with what will be deployed."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,14 @@ def start(data: bytes) -> Any:
         raise ValueError(f"onnxruntime cannot run it: {error}") from error
 
 
-def tensors_of(graph: Any) -> list[Any]:
-    """Every tensor that an ONNX model holds, in subgraphs and attributes too."""
-    from onnx.external_data_helper import _get_all_tensors
+def tensors_of(message: Any) -> Iterator[Any]:
+    """Every tensor in an ONNX message, in subgraphs, functions and sparse initialisers too."""
+    from onnx import TensorProto
 
-    return list(_get_all_tensors(graph))
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for one in value if isinstance(value, Sequence) else [value]:
+                yield from tensors_of(one)

@@ -121,7 +121,7 @@ def found_by(planted_images, labels, names):
 def test_any_number_of_ranks_finds_the_same(ranks, planted):
     images = planted[0]
     given = {"planted_images": images.images, "labels": images.labels, "names": images.class_names}
-    alone = ranks.run(found_by, 1, **given)[0]
+    alone = found_by(**given)
     assert len(alone) > 11
     shared = ranks.run(found_by, 3, **given)
     assert shared[0] == alone

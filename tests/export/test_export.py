@@ -210,6 +210,29 @@ def test_onnx_with_weights_elsewhere_is_refused(graphs, tmp_path):
         open_model(tmp_path / "junk.onnx")
 
 
+@pytest.mark.parametrize("place", ["sparse", "function"])
+def test_onnx_with_weights_elsewhere_is_refused_wherever_it_hides_them(tmp_path, place):
+    hidden = onnx.numpy_helper.from_array(np.ones(2, np.float32), "hidden")
+    onnx.external_data_helper.set_external_data(hidden, "/etc/hostname")
+    hidden.ClearField("raw_data")
+    inner = onnx.helper.make_graph([], "inner", [], [], initializer=[hidden])
+    node = onnx.helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    images, embeddings = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])
+        for name in ("images", "embeddings")
+    )
+    nodes = [onnx.helper.make_node("Identity", ["images"], ["embeddings"])]
+    places = onnx.numpy_helper.from_array(np.arange(2), "places")
+    sparse = [onnx.helper.make_sparse_tensor(hidden, places, [4])] if place == "sparse" else []
+    graph = onnx.helper.make_graph(nodes, "g", [images], [embeddings], sparse_initializer=sparse)
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    function = onnx.helper.make_function("own", "f", ["c"], ["y"], [node], opsets)
+    functions = [function] if place == "function" else []
+    onnx.save(onnx.helper.make_model(graph, functions=functions), tmp_path / "out.onnx")
+    with pytest.raises(ValueError, match="lie in other files"):
+        open_model(tmp_path / "out.onnx")
+
+
 def test_a_graph_that_differs_is_an_error_and_is_not_written(run, tmp_path, monkeypatch):
     net = open_model(run).net
     with pytest.raises(ValueError, match="differs from the backbone by"):
@@ -310,6 +333,7 @@ def test_class_names_need_the_training_data(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["mobilefacenet", "iresnet18", "vit_t"])
 def test_every_backbone(name, tmp_path):
     from mpsoftmax.backbones.build import build_backbone
