@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mpsoftmax.data.arrow import open_arrow
-from mpsoftmax.data.folder import open_folder
+from mpsoftmax.data.folder import IMAGE_SUFFIXES, open_folder
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.near_names import near_name
 from mpsoftmax.data.parquet import open_parquet
@@ -109,6 +109,10 @@ def _open_folder(path: Path, options: dict[str, Any]) -> ImageSet:
     if record.exists():
         return _call(open_records, str(path), record, **options)
     files, folders = top_files(path)
+    if options.get("loose") and _with_suffix(
+        files, *IMAGE_SUFFIXES
+    ):  # photos, whatever lies beside
+        return _call(open_folder, str(path), path, **options)
     tables = _with_suffix(files, ".parquet")
     if not tables and [one.name for one in folders] == [
         "data"
@@ -165,8 +169,8 @@ def _open_other(spec: str, path: Path, options: dict[str, Any]) -> ImageSet:
     )
 
 
-def _with_suffix(files: list[Path], suffix: str) -> list[Path]:
-    return [path for path in files if path.suffix.lower() == suffix]
+def _with_suffix(files: list[Path], *suffixes: str) -> list[Path]:
+    return [path for path in files if path.suffix.lower() in suffixes]
 
 
 def _check_options(reader: Callable[..., ImageSet], spec: str, options: dict[str, Any]) -> None:

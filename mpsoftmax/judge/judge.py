@@ -7,6 +7,7 @@ from typing import Any
 from mpsoftmax.comm import Comm
 from mpsoftmax.data.ijb import is_ijb
 from mpsoftmax.data.reid import layout_of
+from mpsoftmax.data.shards import is_pattern
 from mpsoftmax.evaluate.comparison import compare
 from mpsoftmax.judge import identification, reid, retrieval, template, verification
 from mpsoftmax.judge.options import Options
@@ -47,7 +48,7 @@ def judge(
     """Figures of a model by a protocol; collective.
 
     Args:
-        model: Run folder, a checkpoint directory in it, or a .parquet file of embeddings.
+        model: What `open_model` opens, or a .parquet file of embeddings.
         data: What the protocol reads; None for embeddings with labels.
         comm: The ranks that share the work.
         protocol: One of PROTOCOLS; None: what the data is for, where that is clear.
@@ -117,9 +118,9 @@ def protocol_for(data: str | None) -> str:
         return "template"
     if (path.is_dir() or path.suffix == ".tar") and path.exists() and layout_of(path):
         return "reid"
-    if path.suffix.lower() in _LABELLED and not path.exists():
+    if path.suffix.lower() in _LABELLED and not (path.exists() or is_pattern(data)):
         raise ValueError(f"data: {data!r}: no such file")
-    if path.is_dir() or path.suffix.lower() in _LABELLED:
+    if path.is_dir() or path.suffix.lower() in _LABELLED or is_pattern(data):
         raise ValueError(
             f"protocol: {data!r} is a labelled set; allowed: --protocol identification, --protocol retrieval"
         )

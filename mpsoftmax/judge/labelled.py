@@ -122,7 +122,7 @@ def _given(sources: Sequence[Source], options: Options) -> LabelledTask:
             )
     if options.gallery is not None or options.distractors is not None:
         raise ValueError("gallery, distractors: allowed with --data")
-    rows = np.arange(len(first.labels))
+    rows = np.flatnonzero(first.labels != IGNORE)
     return LabelledTask((None,), first.labels, rows, rows, mirror=False, within=True)
 
 
