@@ -355,7 +355,8 @@ def connect(timeout_s: float, join_s: float | None = None) -> Comm:
     if launched_by_torchrun():
         patience = max(JOIN_S, timeout_s) if join_s is None else join_s
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=patience))
-        dist.distributed_c10d._set_pg_timeout(timeout)
+        # Public from torch 2.14 on, which says so at every start.
+        getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)(timeout)
     else:
         dist.init_process_group(
             backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1
