@@ -78,6 +78,7 @@ def test_scaling_varies_one_factor_at_a_time(tmp_path):
     assert all(ordered(row, "cpu_s") for row in rows)
 
 
+@pytest.mark.slow
 @STARTS_PROCESSES
 def test_collectives_counts_what_the_head_hands_over(tmp_path):
     rows = measured("collectives", tmp_path)

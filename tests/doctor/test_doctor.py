@@ -171,6 +171,7 @@ def run(*arguments, environment=()):
     return done
 
 
+@pytest.mark.slow
 @STARTS_PROCESSES
 def test_the_command_on_two_ranks(tmp_path):
     out = tmp_path / "doctor.json"

@@ -48,7 +48,7 @@ def a_rank_is_late(how):
     ("how", "operation"),
     [
         ("all_reduce", "all_reduce of 12 bytes a rank"),
-        ("share", "all_gather of plain values"),
+        pytest.param("share", "all_gather of plain values", marks=pytest.mark.slow),
     ],
 )
 def test_a_late_rank_is_named_with_the_operation(ranks, how, operation):
@@ -93,6 +93,7 @@ def evaluation_with_a_slow_rank(folder, batches):
         trainer.log.close()
 
 
+@pytest.mark.slow
 def test_an_evaluation_may_take_longer_than_the_time_out(ranks, tmp_path):
     results = ranks.run(evaluation_with_a_slow_rank, 2, folder=tmp_path, batches=5)
     assert all(seconds > 4.0 for seconds, _ in results)

@@ -7,6 +7,7 @@ PLANTED = "planted-5f3759df-secret"
 NAMES = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "SLURM_JWT")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_planted_secret_is_nowhere(tmp_path):
     environment = dict.fromkeys(NAMES, PLANTED)

@@ -21,7 +21,11 @@ IDS = ["all", "uniform"]
 @pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize(
     ("candidates", "untouched"),
-    [(("all",), "frozen"), (("uniform", 0.3), "frozen"), (("uniform", 0.3), "lazy")],
+    [
+        (("all",), "frozen"),
+        pytest.param(("uniform", 0.3), "frozen", marks=pytest.mark.slow),
+        (("uniform", 0.3), "lazy"),
+    ],
     ids=["all", "uniform-frozen", "uniform-lazy"],
 )
 def test_float64(ranks, world, candidates, untouched):
@@ -61,7 +65,7 @@ def test_float64_over_several_blocks_of_classes(ranks, candidates):
         assert_exact(one, [results[k] for results in by_rank], 2)
 
 
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("candidates", CANDIDATES, ids=IDS)
 @pytest.mark.parametrize("untouched", ["frozen", "lazy"])
 def test_float64_adamw_without_capacity(ranks, world, candidates, untouched):

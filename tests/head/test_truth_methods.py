@@ -9,7 +9,7 @@ from head_runs import check_all, train_all
 
 import mpsoftmax as mp
 
-WORLDS = [1, 2, pytest.param(3, marks=pytest.mark.slow), 4]
+WORLDS = [1, *(pytest.param(world, marks=pytest.mark.slow) for world in (2, 3)), 4]
 PAIRS = ((2, 25), (7, 40), (30, 45), (20, 9))  # across the data sets; class 20 is one alone
 RULES = [
     ("all_distinct",),

@@ -14,7 +14,10 @@ from mpsoftmax.models import open_model
 from mpsoftmax.train.loop import Trainer
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "r200" else []) for name in NETWORKS],
+)
 def test_every_network_is_told_by_its_tensors(name):
     ours, options = NETWORKS[name]
     with torch.device("meta"):

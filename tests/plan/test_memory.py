@@ -16,9 +16,9 @@ from mpsoftmax.plan.memory import PHASES, Item, Memory, phases
 HERE = Path(__file__).resolve().parent
 FAST = {
     "float32": Case(120_000, 256, 256),
-    "uniform": Case(300_000, 128, 256, candidates="uniform", rate=0.3),
 }
 SLOW = {
+    "uniform": Case(300_000, 128, 256, candidates="uniform", rate=0.3),
     "bfloat16, AdamW": Case(120_000, 256, 256, "bfloat16", optimizer="adamw"),
     "bfloat16": Case(200_000, 256, 256, "bfloat16"),
     "budget binds": Case(200_000, 256, 256, e_budget_bytes=2**25),

@@ -35,7 +35,7 @@ ENGINES = [
     FSDP2_CASE,
     pytest.param(zero(0), id="zero-0", marks=slow),
     pytest.param(zero(1), id="zero-1", marks=slow),
-    pytest.param(zero(2), id="zero-2"),
+    pytest.param(zero(2), id="zero-2", marks=slow),
     pytest.param(zero(3), id="zero-3"),
 ]
 

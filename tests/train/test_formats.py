@@ -31,6 +31,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_synthetic_copies(ranks, tmp_path):
     original = Synthetic(num_classes=12, images_per_class=3, size=(20, 20))
     kinds = ("tar", "rec", "arrow", "parquet")

@@ -50,7 +50,7 @@ KINDS = {
     ),
     "mapped-bfloat16": (*MAPPED, "head.row_dtype=bfloat16", "head.compute_dtype=bfloat16"),
 }
-QUICK = {(1, "plain"), (2, "plain"), (3, "plain"), (4, "plain"), (3, "sampled-lazy")}
+QUICK = {(1, "plain"), (4, "plain"), (3, "sampled-lazy")}
 QUICK |= {(2, kind) for kind in KINDS}
 RESUMED = [
     pytest.param(world, kind, marks=() if (world, kind) in QUICK else pytest.mark.slow)
@@ -123,7 +123,7 @@ def rows_at_loading(folder: Path, storage: str):
     return rows
 
 
-@pytest.mark.parametrize("storage", ["device", "mapped"])
+@pytest.mark.parametrize("storage", [pytest.param("device", marks=pytest.mark.slow), "mapped"])
 def test_another_storage_and_world_size(ranks, tmp_path, storage):
     every = (*SAMPLED, f"head.storage={storage}")
     ranks.run(train, 3, folder=tmp_path, overrides=every, stop_after=4)
@@ -198,6 +198,7 @@ def command(folder: Path, *overrides: str, nproc: int = 2) -> list[str]:
     return [sys.executable, "-m", "mpsoftmax", "train", str(config), *arguments]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # twice a launcher and two ranks that import torch
 def test_kill_9_of_all_ranks_at_a_random_step(ranks, tmp_path):
     """The command line, two ranks: killed without warning, started again, same weights."""
