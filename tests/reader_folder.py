@@ -12,6 +12,7 @@ from PIL import Image
 from small_pairs import write_pairs
 from small_runs import train
 
+from mpsoftmax.cli import main
 from mpsoftmax.data.convert import convert
 from mpsoftmax.data.synthetic import Synthetic
 
@@ -32,6 +33,13 @@ def write_reader_folder(root: Path) -> None:
     for name in ("more.rec", "faces.rec"):
         convert(root / "people", root / name, number_classes=True)
     convert(root / "people", root / "train-00000-of-00001.parquet")
+    told = str(root / "judged.json")
+    assert (
+        main(
+            ["evaluate", str(root / "runs/faces"), "--data", str(root / "lfw.bin"), "--json", told]
+        )
+        == 0
+    )
     (root / "photos").mkdir()
     for number in range(3):
         Image.fromarray(images.image(number)).save(root / "photos" / f"{number}.png")
@@ -50,6 +58,7 @@ def write_reader_folder(root: Path) -> None:
     write_ijb(root / "IJB_release" / "IJBC")
     arcface_files.write_checkpoints(root / "old" / "arcface_torch" / "work_dir", world=3)
     arcface_files.write_config(root / "configs").rename(root / "configs" / "ms1mv3_r50.py")
+    (root / "config.yaml").write_text("train: {steps: 5}\n")
     torch.save(arcface_files.net().state_dict(), root / "backbone.pth")
 
 

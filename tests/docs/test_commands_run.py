@@ -63,9 +63,11 @@ def run(here: Path, words: list[str], where: str) -> None:
     words = words[: words.index(">")] if ">" in words else words
     if words[0] == "train" and "--dry-run" not in words:
         words = [*words, "--print"]
+    if words[0] == "train" and words[1].startswith("data.train="):
+        words = [*words, "run.dir=runs/new"]  # runs/faces is that of another line
     for target in written(words):  # perhaps by an earlier line of the page
-        path = here / target
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in here.glob(f"{target.rstrip('/')}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     done = subprocess.run(
         [sys.executable, "-m", "mpsoftmax", *words],
         cwd=here, capture_output=True, text=True, timeout=600,
