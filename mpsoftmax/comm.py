@@ -364,6 +364,16 @@ def connect(timeout_s: float, join_s: float | None = None) -> Comm:
     return Comm(timeout=timeout)
 
 
+@contextlib.contextmanager
+def connected(timeout_s: float) -> Iterator[Comm]:
+    """`connect`, and `disconnect` at the end of the block, however it ends."""
+    comm = connect(timeout_s)
+    try:
+        yield comm
+    finally:
+        disconnect()
+
+
 def disconnect() -> None:
     """Leave the process group, if one was joined."""
     if dist.is_available() and dist.is_initialized():

@@ -92,15 +92,15 @@ def run_find(options: argparse.Namespace) -> int:
     from mpsoftmax.clean.find import find, set_names
     from mpsoftmax.clean.finding import write_findings
     from mpsoftmax.clean.page import write_page
-    from mpsoftmax.comm import connect, disconnect
+    from mpsoftmax.comm import connected
     from mpsoftmax.data.open import open_images
     from mpsoftmax.models import open_model
     from mpsoftmax.train.duplicates import write_duplicates
 
     model_path, source, out = options.paths
-    folder, comm = Path(out), connect(3600.0)
+    folder = Path(out)
     table, page = folder / "findings.csv", folder / "findings.html"
-    try:
+    with connected(3600.0) as comm:
         if any(comm.share(table.exists() or page.exists())):
             raise ValueError(f"{folder} holds findings already; allowed: a new folder")
         model = open_model(model_path, comm=comm, trust_code=options.trust_code)
@@ -129,8 +129,6 @@ def run_find(options: argparse.Namespace) -> int:
             write_findings(table, found.listed)
 
         comm.together(lambda: write() if comm.rank == 0 else None)
-    finally:
-        disconnect()
     if comm.rank == 0:
         for kind, actions in found.counts().items():
             said = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))

@@ -65,12 +65,11 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         raise ValueError(f"OUT: {options.out}; allowed: a name ending in .parquet")
     if wants_ranks(options):
         return spawn(options.nproc, given)
-    from mpsoftmax.comm import connect, disconnect
+    from mpsoftmax.comm import connected
     from mpsoftmax.embedding import embed_to_parquet, open_to_embed
     from mpsoftmax.models import open_model
 
-    comm = connect(PATIENCE_S)
-    try:
+    with connected(PATIENCE_S) as comm:
         model = open_model(options.model, comm=comm, trust_code=options.trust_code)
         images = comm.together(lambda: open_to_embed(options.data, **reader_options(options)))
         done = embed_to_parquet(
@@ -84,8 +83,6 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
             comm=comm,
             progress=show if sys.stderr.isatty() else None,
         )
-    finally:
-        disconnect()
     if comm.rank == 0:
         went_on = f", {done.num_resumed} of them from before" if done.num_resumed else ""
         print(f"{done.path}: {done.num_images - len(done.skipped)} embeddings{went_on}")

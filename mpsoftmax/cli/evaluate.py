@@ -125,12 +125,11 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     """Judge; any number of ranks gives the same figures."""
     if wants_ranks(options):
         return spawn(options.nproc, given)
-    from mpsoftmax.comm import connect, disconnect
+    from mpsoftmax.comm import connected
     from mpsoftmax.judge.judge import judge
     from mpsoftmax.judge.options import Options
 
-    comm = connect(600.0)
-    try:
+    with connected(600.0) as comm:
         report = judge(
             options.model,
             options.data,
@@ -155,8 +154,6 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
             trust_code=options.trust_code,
             skip_missing=options.skip_missing,
         )
-    finally:
-        disconnect()
     if comm.rank == 0:
         print(report.text)
         if options.json:

@@ -42,15 +42,12 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     if options.recompute:
         if wants_ranks(options):
             return spawn(options.nproc, given)
-        from mpsoftmax.comm import connect, disconnect
+        from mpsoftmax.comm import connected
         from mpsoftmax.report.recompute import recompute
 
-        comm = connect(600.0)
-        try:
+        with connected(600.0) as comm:
             for folder in folders:
                 recompute(folder, comm, trust_code=options.trust_code)
-        finally:
-            disconnect()
         if comm.rank != 0:
             return 0
     from mpsoftmax.report import write_report

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mpsoftmax.data.image_set import IGNORE
+from mpsoftmax.data.image_set import WithoutClasses
 
 GivenImage = str | Path | bytes | np.ndarray
 """An image file's path, an encoded image, or RGB pixels uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True, eq=False)
-class GivenImages:
+class GivenImages(WithoutClasses):
     """A list of image files, encoded images or pixel arrays; an ``ImageSet``.
 
     Attributes:
@@ -32,19 +32,6 @@ class GivenImages:
                     f"images[{index}] is a {type(item).__name__}; allowed: a path, encoded bytes, or pixels "
                     "uint8 [H, W, 3]"
                 )
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 [n], all -1."""
-        return np.full(len(self.items), IGNORE, dtype=np.int64)
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """None: nothing is known of classes."""
-        return ()
-
-    def __len__(self) -> int:
-        return len(self.items)
 
     def image(self, index: int) -> bytes | np.ndarray:
         """Encoded bytes, or the array."""

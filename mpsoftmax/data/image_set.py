@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +38,25 @@ class ImageSet(Protocol):
     def name(self, index: int) -> str:
         """Where sample ``index`` comes from, for messages: file path, record key, code point."""
         ...
+
+
+class WithoutClasses:
+    """What an ``ImageSet`` of `items` says where nothing is known of classes."""
+
+    items: Sequence[Any]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [n], all -1."""
+        return np.full(len(self.items), IGNORE, dtype=np.int64)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """None."""
+        return ()
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
 def check_labels(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpsoftmax.data.image_set import IGNORE, ImageSet, encoded
+from mpsoftmax.data.image_set import ImageSet, WithoutClasses, encoded
 from mpsoftmax.data.named_files import files_of, tidy
 from mpsoftmax.data.new_files import new_files
 from mpsoftmax.data.pair_lists import PairLine, read_pair_list
@@ -36,7 +36,7 @@ class PairSet:
 
 
 @dataclass(frozen=True, eq=False)
-class MemoryImages:
+class MemoryImages(WithoutClasses):
     """Encoded images held in memory, without classes; an ``ImageSet``.
 
     Attributes:
@@ -48,19 +48,6 @@ class MemoryImages:
     source: str
     items: Sequence[bytes]
     numbers: np.ndarray
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 [n], all -1."""
-        return np.full(len(self.items), IGNORE, dtype=np.int64)
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """None: pairs have no classes."""
-        return ()
-
-    def __len__(self) -> int:
-        return len(self.items)
 
     def image(self, index: int) -> bytes:
         """Encoded bytes."""

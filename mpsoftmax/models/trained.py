@@ -12,14 +12,13 @@ from mpsoftmax.comm import Comm
 from mpsoftmax.config import Config, from_tree
 from mpsoftmax.data.given import GivenImage, GivenImages
 from mpsoftmax.data.image_set import ImageSet
-from mpsoftmax.evaluate.embed import embed
 from mpsoftmax.models.onnx_file import OnnxNet, open_onnx
 from mpsoftmax.models.safetensors_file import check_fits, open_safetensors
 from mpsoftmax.models.trust import check_trusted
 from mpsoftmax.train.build import build_net
 from mpsoftmax.train.checkpoint import check_undamaged, checkpoint_of, read_state
+from mpsoftmax.train.evaluation import embed_as_configured
 from mpsoftmax.train.inputs import training_device
-from mpsoftmax.train.precision import autocast_dtype
 from mpsoftmax.train.state import load_backbone, read_backbone
 
 
@@ -71,26 +70,17 @@ class TrainedModel:
         Raises:
             ValueError: no images, or one that cannot be decoded.
         """
-        comm = comm or Comm()
-        data = self.config.data
         if not isinstance(images, ImageSet):
             images = GivenImages(images)
-        return embed(
+        return embed_as_configured(
             self.net,
             images,
-            size=data.image_size,
-            decoder=data.decoder,
-            crop=data.crop,
-            batch_size=batch_size,
-            workers=data.workers,
-            flip=mirror,
+            self.config,
+            comm or Comm(),
+            self.device,
+            mirror=mirror,
             normalise=normalise,
-            device=self.device,
-            dtype=autocast_dtype(self.config),
-            rank=comm.rank,
-            world=comm.world,
-            gather=comm.all_gather_rows,
-            together=comm.together,
+            batch_size=batch_size,
         )
 
 

@@ -9,14 +9,14 @@ from mpsoftmax.track.protocol import Callback, Ending, Line, RunStart
 
 
 class JsonLines:
-    """A file of lines that have a "step"; lines after `resume_step` are cut first."""
+    """A file of lines that have a "step"; of those that are there `kept` stay, the others are cut first."""
 
-    def __init__(self, path: Path, resume_step: int) -> None:
-        self.kept: list[dict[str, Any]] = []
+    def __init__(self, path: Path, kept: list[dict[str, Any]]) -> None:
+        self.kept = kept
         """Lines that were there already."""
         self._path = path
         if path.exists():
-            self._keep(lines_up_to(path, resume_step))
+            self._keep(kept)
         self._file = path.open("a", encoding="utf-8")
 
     def _keep(self, lines: list[dict[str, Any]]) -> None:
@@ -65,7 +65,7 @@ class MetricsFile(Callback):
 
     def on_start(self, run: RunStart) -> None:
         """Cut and open."""
-        self._lines = JsonLines(run.folder / self.NAME, run.start)
+        self._lines = JsonLines(run.folder / self.NAME, [dict(line) for line in run.written])
 
     @property
     def kept(self) -> list[dict[str, Any]]:

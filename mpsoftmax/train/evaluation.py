@@ -105,6 +105,45 @@ def pair_similarity(embeddings: Tensor, pairs: np.ndarray) -> np.ndarray:
     return (first * second).sum(1).numpy()
 
 
+def embed_as_configured(
+    net: nn.Module,
+    images: ImageSet,
+    config: Config,
+    comm: Comm,
+    device: torch.device,
+    *,
+    mirror: bool,
+    normalise: bool = True,
+    batch_size: int = EMBED_BATCH,
+) -> Tensor:
+    """`embed` with the image size, decoder, crop, workers and precision of a training; collective.
+
+    Returns:
+        float32 [n, D], the same on every rank, on the CPU.
+
+    Raises:
+        ValueError: see `embed`; on all ranks.
+    """
+    data = config.data
+    return embed(
+        net,
+        images,
+        size=data.image_size,
+        decoder=data.decoder,
+        crop=data.crop,
+        batch_size=batch_size,
+        workers=data.workers,
+        flip=mirror,
+        normalise=normalise,
+        device=device,
+        dtype=autocast_dtype(config),
+        rank=comm.rank,
+        world=comm.world,
+        gather=comm.all_gather_rows,
+        together=comm.together,
+    )
+
+
 class Evaluator:
     """The sets of data.eval, opened when first needed.
 
@@ -152,23 +191,9 @@ class Evaluator:
 
     def embeddings(self, chosen: EvaluationSet, net: nn.Module) -> Tensor:
         """Unit embeddings [n, D] of all images of a set, on every rank, on the CPU; collective."""
-        data = self.config.data
-        return embed(
-            net,
-            chosen.images,
-            size=data.image_size,
-            decoder=data.decoder,
-            crop=data.crop,
-            batch_size=EMBED_BATCH,
-            workers=data.workers,
-            flip=chosen.mirror,
-            device=self.device,
-            dtype=autocast_dtype(self.config),
-            rank=self.comm.rank,
-            world=self.comm.world,
-            gather=self.comm.all_gather_rows,
-            together=self.comm.together,
-        ).cpu()
+        return embed_as_configured(
+            net, chosen.images, self.config, self.comm, self.device, mirror=chosen.mirror
+        )
 
     def figures(
         self, chosen: EvaluationSet, net: nn.Module, head: ModelParallelSoftmax | None

@@ -12,7 +12,7 @@ from mpsoftmax.data.union import Union
 from mpsoftmax.head.duplicates import likely_duplicates
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.linking import IdentityLinker
-from mpsoftmax.track.json_lines import JsonLines
+from mpsoftmax.track.json_lines import JsonLines, lines_up_to
 from mpsoftmax.train.centres import DataPass
 from mpsoftmax.train.duplicates import name_in_set, write_duplicates, write_merged
 
@@ -62,7 +62,8 @@ class Identities:
     def open(self, step: int) -> None:
         """Ready to write; events after `step` are cut from links.jsonl, since they will come again."""
         if self._linker is not None and self._comm.rank == 0:
-            self._events = JsonLines(self._folder / "links.jsonl", step)
+            events = self._folder / "links.jsonl"
+            self._events = JsonLines(events, lines_up_to(events, step))
 
     def close(self) -> None:
         """No more events."""
