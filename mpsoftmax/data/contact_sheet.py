@@ -1,12 +1,13 @@
 """Images of a batch side by side, with captions: what the network is going to see."""
 
-import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from mpsoftmax.data.new_files import replaced
 
 CELL = 112
 """Least width of an image in the picture, in pixels; smaller ones are enlarged by whole factors."""
@@ -45,12 +46,9 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     Raises:
         ValueError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(part, "PNG")
-        part.replace(path)
+        with replaced(path) as part:
+            picture.save(part, "PNG")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from error

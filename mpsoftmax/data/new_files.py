@@ -39,6 +39,21 @@ def new_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
         raise
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes that file's place when the block succeeds.
+
+    On any error the old file stays as it is, and the temporary one is removed.
+    """
+    part = path.with_name(f".{path.name}.new")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        _remove(part)
+        raise
+
+
 def _sync(path: Path) -> None:
     if path.is_file():
         with open(path, "rb") as file:

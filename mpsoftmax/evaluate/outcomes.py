@@ -135,3 +135,24 @@ def means(per_item: Mapping[str, np.ndarray]) -> Figures:
         return found
 
     return figures
+
+
+def of_queries(
+    protocol: str, per_item: Mapping[str, np.ndarray], lost: np.ndarray, **counts: int
+) -> Outcomes:
+    """Outcomes of queries whose figures are means over those that have a match.
+
+    Args:
+        protocol: its name.
+        per_item: by figure, float64 [q].
+        lost: bool [q], queries without a match; they count in no figure.
+        counts: of the gallery, beside those of the queries.
+    """
+    queries = {"queries": int((~lost).sum()), "queries_without_a_match": int(lost.sum())}
+    return Outcomes(
+        protocol=protocol,
+        per_item=per_item,
+        strata=lost.astype(np.int64),
+        figures=means(per_item),
+        counts={**queries, **counts},
+    )

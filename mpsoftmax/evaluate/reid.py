@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mpsoftmax.comm import Comm
 from mpsoftmax.evaluate.blocks import by_query, check_ids
-from mpsoftmax.evaluate.outcomes import Outcomes, means
+from mpsoftmax.evaluate.outcomes import Outcomes, of_queries
 
 RANKS = (1, 5, 10)
 JUNK = -1
@@ -72,17 +72,12 @@ def reidentify(
         raise ValueError("query.people: none of them is in the gallery in front of another camera")
     per_item = {f"rank_{k}": np.where(lost, np.nan, first <= k) for k in ranks}
     per_item |= {"mAP": precision, "mINP": inverse}
-    return Outcomes(
-        protocol="reid",
-        per_item=per_item,
-        strata=lost.astype(np.int64),
-        figures=means(per_item),
-        counts={
-            "queries": int((~lost).sum()),
-            "queries_without_a_match": int(lost.sum()),
-            "gallery_images": int((gallery.people != JUNK).sum()),
-            "people_in_the_gallery": len(np.unique(gallery.people[gallery.people != JUNK])),
-        },
+    return of_queries(
+        "reid",
+        per_item,
+        lost,
+        gallery_images=int((gallery.people != JUNK).sum()),
+        people_in_the_gallery=len(np.unique(gallery.people[gallery.people != JUNK])),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mpsoftmax.comm import Comm
 from mpsoftmax.data.order import share
 from mpsoftmax.evaluate.blocks import check_ids
-from mpsoftmax.evaluate.outcomes import Outcomes, means
+from mpsoftmax.evaluate.outcomes import Outcomes, of_queries
 from mpsoftmax.evaluate.search import search
 
 RECALLS = (1, 5, 10, 100)
@@ -72,17 +72,12 @@ def retrieve(
         matches = np.take_along_axis(matches, behind, 1)[:, : most - 1]
     per_item = _figures_of(matches, num_relevant, recalls)
     lost = num_relevant <= 0
-    return Outcomes(
-        protocol="retrieval",
-        per_item=per_item,
-        strata=lost.astype(np.int64),
-        figures=means(per_item),
-        counts={
-            "queries": int((~lost).sum()),
-            "queries_without_a_match": int(lost.sum()),
-            "gallery_items": len(labels),
-            "distractors": int((~np.isin(labels, wanted)).sum()),
-        },
+    return of_queries(
+        "retrieval",
+        per_item,
+        lost,
+        gallery_items=len(labels),
+        distractors=int((~np.isin(labels, wanted)).sum()),
     )
 
 

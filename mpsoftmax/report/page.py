@@ -3,11 +3,11 @@
 import base64
 import datetime
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from mpsoftmax.data.new_files import replaced
 from mpsoftmax.report.class_section import classes
 from mpsoftmax.report.datasets import datasets
 from mpsoftmax.report.judged import judged
@@ -41,10 +41,9 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         ValueError: a folder is no run folder, or the file cannot be written.
     """
     page = render([read_run(folder) for folder in folders])
-    replacement = out.with_name(f".{out.name}.new")
     try:
-        replacement.write_text(page, encoding="utf-8")
-        os.replace(replacement, out)
+        with replaced(out) as part:
+            part.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written: {error}") from error
     return out

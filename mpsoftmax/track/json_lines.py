@@ -1,10 +1,10 @@
 """Files of one JSON object a line, which a run that goes on cuts back to where it goes on from."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from mpsoftmax.data.new_files import replaced
 from mpsoftmax.track.protocol import Callback, Ending, Line, RunStart
 
 
@@ -20,9 +20,8 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def _keep(self, lines: list[dict[str, Any]]) -> None:
-        replacement = self._path.with_suffix(".new")
-        replacement.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(replacement, self._path)
+        with replaced(self._path) as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.kept = lines
 
     def drop(self, lines: list[dict[str, Any]]) -> None:

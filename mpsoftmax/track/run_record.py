@@ -9,13 +9,13 @@ classes.json          a sample of classes after training (train/class_quality.py
 import datetime
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mpsoftmax.data.new_files import replaced
 from mpsoftmax.evaluate.curves import Curves
 from mpsoftmax.evaluate.hardest import JudgedPairs, hardest_pairs
 from mpsoftmax.evaluate.verification import verify
@@ -120,6 +120,5 @@ def described(judged: JudgedPairs) -> dict[str, list[dict[str, Any]]]:
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     """A JSON file that appears complete or not at all; an old one is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replacement = path.with_name(f"{path.name}.new")
-    replacement.write_text(json.dumps(tree, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(replacement, path)
+    with replaced(path) as part:
+        part.write_text(json.dumps(tree, allow_nan=False) + "\n", encoding="utf-8")

@@ -5,10 +5,10 @@ their numbers say nothing about another set's. Nor do sets of more than 32 milli
 names writes them.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mpsoftmax.data.new_files import replaced
 from mpsoftmax.data.string_table import NumberNames, StringTable
 
 NAMES_FILE = "classes.txt"
@@ -21,10 +21,11 @@ def write_names(folder: Path, names: Sequence[str]) -> None:
     path = folder / NAMES_FILE
     if path.exists() or isinstance(names, NumberNames) or len(names) > MOST_NAMES:
         return
-    replacement = folder / f"{NAMES_FILE}.new"
-    with replacement.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+    with (
+        replaced(path) as part,
+        part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
+    ):
         file.writelines(f"{escaped(name)}\n" for name in names)
-    os.replace(replacement, path)
 
 
 def read_names(checkpoint: Path, num_classes: int) -> Sequence[str]:

@@ -13,7 +13,6 @@ A training that linked identities lists those it merged in RUN/merged.csv, of th
 """
 
 import csv
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mpsoftmax.config import Config
+from mpsoftmax.data.new_files import replaced
 from mpsoftmax.data.union import Union
 from mpsoftmax.head.duplicates import Pair
 from mpsoftmax.head.head import ModelParallelSoftmax
@@ -64,12 +64,13 @@ def write_duplicates(path: Path, pairs: Iterable[Pair], images: Union) -> None:
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A CSV file that appears complete or not at all."""
-    replacement = path.with_suffix(".new")
-    with replacement.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (
+        replaced(path) as part,
+        part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)
-    os.replace(replacement, path)
 
 
 def name_in_set(images: Union, class_id: int) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from mpsoftmax.config import Config, to_tree, to_yaml
 from mpsoftmax.data.ahead import on_device
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.loader import Batch, Loader
+from mpsoftmax.data.new_files import replaced
 from mpsoftmax.data.order import share
 from mpsoftmax.data.union import Union
 from mpsoftmax.roll_call import LostRank
@@ -226,9 +227,8 @@ class Trainer:
     def _open_log(self) -> Log:
         """config.yaml, and every sink of metrics: written once the run is known to fit."""
         if self.comm.rank == 0:
-            replacement = self.folder / "config.yaml.new"
-            replacement.write_text(to_yaml(self.config), encoding="utf-8")
-            os.replace(replacement, self.folder / "config.yaml")
+            with replaced(self.folder / "config.yaml") as part:
+                part.write_text(to_yaml(self.config), encoding="utf-8")
         return Log(
             self.config,
             self.folder,
