@@ -1,7 +1,6 @@
 """The findings as pictures: one HTML file that needs nothing beside it."""
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from mpsoftmax.clean.finding import KINDS, Finding
 from mpsoftmax.data.decode import CorruptImage, decode
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.new_files import new_files
+from mpsoftmax.markup import Markup, tag
 
 SIDE, EXAMPLES, SHOWN = 88, 4, 60
 TITLES = {
@@ -44,35 +44,42 @@ def write_page(
     """
     order = np.argsort(images.labels, kind="stable")
     sorted_labels = images.labels[order]
-    body: list[str] = []
+    body: list[Markup] = []
     for kind in KINDS:
         some = [one for one in findings if one.kind == kind]
-        body.append(f"<h2>{TITLES[kind]}: {len(some)}</h2>")
+        body.append(tag("h2", f"{TITLES[kind]}: {len(some)}"))
         if len(some) > shown:
-            body.append(f"<p>The first {shown}; the table has all.</p>")
+            body.append(tag("p", f"The first {shown}; the table has all."))
         body += [article(images, one, order, sorted_labels) for one in some[:shown]]
-    text = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>mpsoftmax clean</title>'
-        f"<style>{STYLE}</style><h1>For review</h1><p>Suggestions, not facts. Change the column "
-        "<code>action</code> of findings.csv, or delete lines, then <code>mpsoftmax clean --apply</code>.</p>"
-        + "\n".join(body)
-        + "</html>\n"
+    advice = tag(
+        "p",
+        (
+            "Suggestions, not facts. Change the column ",
+            tag("code", "action"),
+            " of findings.csv, or ",
+        ),
+        ("delete lines, then ", tag("code", "mpsoftmax clean --apply"), "."),
     )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("title", "mpsoftmax clean"),
+        tag("style", Markup(STYLE)),
+    )
+    page = tag("html", head, tag("body", tag("h1", "For review"), advice, body), lang="en")
     with new_files(path) as (temporary,):
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(f"<!doctype html>{page}\n", encoding="utf-8")
 
 
-def article(images: ImageSet, one: Finding, order: np.ndarray, sorted_labels: np.ndarray) -> str:
+def article(images: ImageSet, one: Finding, order: np.ndarray, sorted_labels: np.ndarray) -> Markup:
     """One finding: its image, and some of the classes it is about."""
 
     def members(label: int) -> list[int]:
         low, high = np.searchsorted(sorted_labels, [label, label + 1])
         return [int(k) for k in order[low:high] if k not in (one.image, one.other_image)]
 
-    head = (
-        f'<p><b class="{html.escape(one.action)}">{html.escape(one.action)}</b> '
-        f"score {one.score:.3f}; {html.escape(one.evidence)}</p>"
-    )
+    action = tag("b", one.action, class_=one.action)
+    head = tag("p", action, f" score {one.score:.3f}; {one.evidence}")
     figures = []
     if one.image >= 0:
         figures.append(figure(images, [one.image], one.image_name))
@@ -84,32 +91,28 @@ def article(images: ImageSet, one: Finding, order: np.ndarray, sorted_labels: np
         if one.to_class >= 0:
             other = members(one.to_class)[:EXAMPLES]
             figures.append(figure(images, other, f"class {one.to_class_name}"))
-    return f"<article>{head}{''.join(figures)}</article>"
+    return tag("article", head, figures)
 
 
-def figure(images: ImageSet, chosen: Sequence[int], caption: str) -> str:
+def figure(images: ImageSet, chosen: Sequence[int], caption: str) -> Markup:
     """Pictures in a row, and what they are."""
-    pictures = "".join(picture(images, index) for index in chosen)
-    return f"<figure>{pictures}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    pictures = [picture(images, index) for index in chosen]
+    return tag("figure", pictures, tag("figcaption", caption))
 
 
-def picture(images: ImageSet, index: int) -> str:
+def picture(images: ImageSet, index: int) -> Markup:
     """An image as an <img> that holds its bytes, at most SIDE pixels high and twice as wide."""
-    name = html.escape(images.name(index), quote=True)
-    image = images.image(index)
+    name, image = images.name(index), images.image(index)
     try:
         pixels = image if isinstance(image, np.ndarray) else decode(image, original_size(image))
     except CorruptImage:
-        return f'<span title="{name}">(not an image)</span>'
+        return tag("span", "(not an image)", title=name)
     small = Image.fromarray(pixels)
     small.thumbnail((2 * SIDE, SIDE))
     data = io.BytesIO()
     small.save(data, "JPEG", quality=80)
-    text = base64.b64encode(data.getvalue()).decode("ascii")
-    return (
-        f'<img width="{small.width}" height="{small.height}" alt="{name}" title="{name}" '
-        f'src="data:image/jpeg;base64,{text}">'
-    )
+    source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    return tag("img", width=small.width, height=small.height, alt=name, title=name, src=source)
 
 
 def original_size(data: bytes) -> tuple[int, int]:

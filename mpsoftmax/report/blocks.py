@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from mpsoftmax.report.markup import Child, Markup, tag
+from mpsoftmax.markup import Child, Markup, tag
 
 
 def section(anchor: str, title: str, *children: Child, lead: str = "") -> Markup:

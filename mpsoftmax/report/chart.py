@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mpsoftmax.report.markup import Markup, tag
+from mpsoftmax.markup import Markup, tag
 from mpsoftmax.report.scales import Scale
 
 WIDTH, HEIGHT = 400.0, 220.0

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mpsoftmax.markup import Child, Markup, tag
 from mpsoftmax.report.blocks import beside, details, grid, missing, section, table
 from mpsoftmax.report.chart import BOTTOM, LEFT, RIGHT, TOP, Chart
-from mpsoftmax.report.markup import Child, Markup, tag
 from mpsoftmax.report.run import Run, Tree
 from mpsoftmax.report.scales import linear, logarithmic
 from mpsoftmax.report.shapes import Cloud, Distribution, clouds, histogram

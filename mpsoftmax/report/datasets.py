@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from mpsoftmax.markup import Child, Markup, tag
 from mpsoftmax.report.blocks import details, missing, run_label, section, table
-from mpsoftmax.report.markup import Child, Markup, tag
 from mpsoftmax.report.run import Run, Table
 from mpsoftmax.report.words import count, fixed
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mpsoftmax.markup import Markup, tag
 from mpsoftmax.report.blocks import details, grid, missing, run_label, section
 from mpsoftmax.report.catalogue import evaluation_points, figure_of
 from mpsoftmax.report.chart import BOTTOM, LEFT, RIGHT, TOP, Chart, Line, line_chart
-from mpsoftmax.report.markup import Markup, tag
 from mpsoftmax.report.progress import chart_of_points
 from mpsoftmax.report.run import Run, Tree
 from mpsoftmax.report.scales import deviates, linear, logarithmic

@@ -8,10 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from mpsoftmax.data.new_files import replaced
+from mpsoftmax.markup import Markup, tag
 from mpsoftmax.report.class_section import classes
 from mpsoftmax.report.datasets import datasets
 from mpsoftmax.report.judged import judged
-from mpsoftmax.report.markup import Markup, tag
 from mpsoftmax.report.progress import progress
 from mpsoftmax.report.run import Run, read_run, told_apart
 from mpsoftmax.report.summary import badge, summary

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
+from mpsoftmax.markup import Markup, tag
 from mpsoftmax.report import history
 from mpsoftmax.report.blocks import grid, missing, section
 from mpsoftmax.report.catalogue import GROUPS, Points, figure_of, points_of
 from mpsoftmax.report.chart import BOTTOM, LEFT, RIGHT, TOP, Chart, Line, Mark, line_chart
-from mpsoftmax.report.markup import Markup, tag
 from mpsoftmax.report.run import Run
 from mpsoftmax.report.scales import linear
 from mpsoftmax.report.words import byte_unit, count, number

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpsoftmax.markup import Markup, tag
 from mpsoftmax.report.chart import (
     BOTTOM,
     LEFT,
@@ -18,7 +19,6 @@ from mpsoftmax.report.chart import (
     px,
     significant,
 )
-from mpsoftmax.report.markup import Markup, tag
 from mpsoftmax.report.scales import Scale, linear
 from mpsoftmax.report.words import number
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mpsoftmax.markup import Child, Markup, tag
 from mpsoftmax.report import history
 from mpsoftmax.report.blocks import Group, beside, missing, run_label, section, table, tile
 from mpsoftmax.report.catalogue import figure_of
-from mpsoftmax.report.markup import Child, Markup, tag
 from mpsoftmax.report.run import Run
 from mpsoftmax.report.words import MISSING, count, fixed, number, signed
 from mpsoftmax.track.display import duration

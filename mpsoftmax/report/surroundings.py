@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 
 from mpsoftmax.config import Config, TrainConfig, to_tree
+from mpsoftmax.markup import Child, Markup, tag
 from mpsoftmax.report import history
 from mpsoftmax.report.blocks import details, missing, run_label, section, table
-from mpsoftmax.report.markup import Child, Markup, tag
 from mpsoftmax.report.run import Run
 from mpsoftmax.report.words import MISSING
 from mpsoftmax.track.display import duration

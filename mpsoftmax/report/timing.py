@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from mpsoftmax.markup import Child, Markup, tag
 from mpsoftmax.report.blocks import missing, section, table
-from mpsoftmax.report.markup import Child, Markup, tag
 from mpsoftmax.report.run import Run
 from mpsoftmax.report.shapes import Stack, stacked
 from mpsoftmax.report.words import MISSING, milliseconds, percent
