@@ -35,6 +35,9 @@ from mpsoftmax.kernels.problem import (
 CPU_BLOCK_BYTES = 2 * 2**20  # one block of rows: about one core's share of the second-level cache
 CUDA_BLOCK_BYTES = 32 * 2**20  # enough tiles to fill every multiprocessor
 CPU_CAST_ROWS = 256  # rows cast at once: their wide copy stays in cache
+CPU_WIDE_BYTES = (
+    2**20
+)  # logits of a narrow dtype exponentiated at once: their wide copy stays in cache
 
 
 def block_size(dim: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -82,8 +85,7 @@ def sweep(
         if not problem.is_plain:
             entries = selective(entries, answer, start)
         elif answer.maximum is None:
-            exponentiate(entries, problem, start)
-            total += torch.sum(entries, 0, dtype=dtype)
+            exponentiate(entries, problem, start, total)
         else:
             entries = online_maximum(entries, answer, answer.maximum, start)
             total += torch.sum(entries, 0, dtype=dtype)
@@ -190,12 +192,38 @@ def write_logits(
     return cast
 
 
-def exponentiate(entries: Tensor, problem: Problem, start: int) -> None:
-    """Logits -> E in place, with the static shift; the target's entry becomes 0."""
+def exponentiate(
+    entries: Tensor, problem: Problem, start: int, total: Tensor | None = None
+) -> None:
+    """Logits -> E in place, with the static shift; the target's entry becomes 0. Adds their sums to `total`.
+
+    On a CPU narrow logits are exponentiated and summed in the accumulate dtype, which is twice as fast there.
+    """
+    if entries.is_cpu and entries.dtype != problem.accumulate_dtype:
+        exponentiate_wide(entries, problem, start, total)
+        return
     if problem.shift:
         entries.sub_(problem.shift)
     entries.exp_()
     problem.own.fill(entries, start, 0.0)
+    if total is not None:
+        total += torch.sum(entries, 0, dtype=total.dtype)
+
+
+def exponentiate_wide(entries: Tensor, problem: Problem, start: int, total: Tensor | None) -> None:
+    """`exponentiate` through the accumulate dtype, some rows at a time; E is rounded once, its sum is not."""
+    dtype = problem.accumulate_dtype
+    problem.own.fill(entries, start, -torch.inf)
+    size = max(1, CPU_WIDE_BYTES // (problem.batch * dtype.itemsize))
+    scratch = entries.new_empty(min(size, len(entries)), problem.batch, dtype=dtype)
+    for narrow in entries.split(size):
+        wide = scratch[: len(narrow)].copy_(narrow)
+        if problem.shift:
+            wide.sub_(problem.shift)
+        wide.exp_()
+        if total is not None:
+            total += wide.sum(0)
+        narrow.copy_(wide)
 
 
 def online_maximum(entries: Tensor, answer: Swept, maximum: Tensor, start: int) -> Tensor:
@@ -276,7 +304,7 @@ def multiply_entries(
             entries = entries_of(swept, first, last)
             target = out[first - start : last - start]
             if not used_as_they_are(swept.problem):
-                torch.mul(entries @ weighted, swept.factor[first:last, None], out=target)
+                target.copy_(entries @ weighted).mul_(swept.factor[first:last, None])
             elif entries.dtype == target.dtype:
                 torch.mm(entries, weighted, out=target)
             else:

@@ -6,6 +6,7 @@ sums, `compute` of products, `row` of stored rows, `work` of rows that move.
 
 from mpsoftmax.head.class_table import MOVE_ROWS
 from mpsoftmax.head.exchange import line_bytes
+from mpsoftmax.kernels.blocked import CPU_WIDE_BYTES
 from mpsoftmax.plan.memory import ALWAYS, Item, phases
 from mpsoftmax.plan.shape import HeadShape
 
@@ -131,6 +132,8 @@ def block_scratch(shape: HeadShape) -> float:
         scratch += MASKING_BLOCKS * logits * wide
     elif shape.has_running_maximum:
         scratch += RUNNING_MAXIMUM_BLOCKS * logits * wide
+    elif compute < wide and shape.device == "cpu":
+        scratch += min(logits * wide, CPU_WIDE_BYTES)
     return scratch
 
 
