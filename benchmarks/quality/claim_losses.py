@@ -9,6 +9,7 @@ from plan import (
     Run,
     Variant,
     best_of_families,
+    lengthened,
     runs_of,
     screen_of,
     variant,
@@ -18,7 +19,7 @@ TAILED, TAILED_ALL = "omniglot/hold=164,tail=steep", "omniglot/tail=steep"
 TAIL = {"epochs": 25}
 FACES, FACES_ALL = "lfw/hold=150", "lfw"
 SMALL, SMALL_ALL = "omniglot/hold=164", "omniglot"
-GLYPHS = "glyphs/classes=2000"
+GLYPHS, GLYPH_EPOCHS = "glyphs/classes=2000", 24  # three epochs are 134 steps: nothing is trained
 
 
 def centres(rule: str, **arguments: Any) -> Part:
@@ -77,7 +78,8 @@ def npcface(stage: str, rows: list[Mapping[str, Any]]) -> list[Run]:
         return screen_of("npcface", FACES, variants)
     best = best_of_families(rows, "npcface", FACES, variants, metric="select_tar_1e-03")
     runs = runs_of("npcface", stage, FACES_ALL, best.values(), CONFIRM_SEEDS)
-    return runs + runs_of("npcface", stage, GLYPHS, best.values(), CONFIRM_SEEDS[:3])
+    short, longer = best.values(), [lengthened(one, GLYPH_EPOCHS) for one in best.values()]
+    return runs + runs_of("npcface", stage, GLYPHS, [*short, *longer], CONFIRM_SEEDS[:3])
 
 
 def all_losses() -> list[Variant]:
