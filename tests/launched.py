@@ -40,14 +40,10 @@ class Launched:
         train = ["mpsoftmax", "train", str(config), *SETTINGS, f"run.dir={folder}", *overrides]
         command = [sys.executable, "-m", *train]
         if nproc is not None:
-            ranks = [
-                "--standalone",
-                "--nproc-per-node",
-                str(nproc),
-                "--max-restarts",
-                str(restarts),
-            ]
-            command = [sys.executable, "-m", "mpsoftmax.launcher", *ranks, *launcher, "-m", *train]
+            ranks = agents or ("--standalone", "--nproc-per-node", str(nproc))
+            settings = ("--rdzv-conf", conf) if conf else ()
+            ranks = [*ranks, *settings, "--max-restarts", str(restarts), *launcher]
+            command = [sys.executable, "-m", "mpsoftmax.launcher", *ranks, "-m", *train]
         self.output = self.folder.parent / f"{self.folder.name}-{log}.log"
         variables = {
             **os.environ,
@@ -59,7 +55,7 @@ class Launched:
         }
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=file, env=variables, start_new_session=True
+                [*prefix, *command], stdout=file, stderr=file, env=variables, start_new_session=True
             )
 
     def __enter__(self):
