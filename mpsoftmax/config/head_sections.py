@@ -76,6 +76,9 @@ class HeadConfig:
     """Which kernel sweeps the classes: auto (blocked), blocked, reference, triton ([kernels](kernels.md))."""
     e_budget_bytes: int = 2**30
     """Bytes of exponentials kept between forward and update; the rest is recomputed."""
+    update_beside: bool = False
+    """Whether rows on a CUDA device move on a stream of their own, beside the backbone
+    ([kernels](kernels.md#streams))."""
     init_std: float = 0.01
     """Standard deviation of the initial class rows."""
     start_from: str | None = None

@@ -31,6 +31,7 @@ from mpsoftmax.head.row_window import (
     nearest,
 )
 from mpsoftmax.head.sorted_ids import place_of
+from mpsoftmax.head.update_stream import CallersStream, UpdateStream
 from mpsoftmax.kernels.blocked import block_size
 from mpsoftmax.kernels.problem import NORM_FLOOR
 
@@ -66,6 +67,8 @@ class ClassTable:
         num_centres: K, rows of a class.
         storage: "device", "host" or "mapped" (row_store.py).
         directory: Where a mapped table's file lies.
+        stream: Where updates of rows on the device run; None: where everything else does. Whoever asks for
+            rows by this class waits for them.
 
     Attributes:
         work_dtype: In which rows move: the row dtype, or float32 for bfloat16 rows.
@@ -88,7 +91,9 @@ class ClassTable:
         num_centres: int = 1,
         storage: str = "device",
         directory: Path | None = None,
+        stream: UpdateStream | None = None,
     ) -> None:
+        self.stream = CallersStream() if stream is None else stream
         self.num_classes, self.dim, self.num_centres = num_classes, dim, num_centres
         self.start, self.stop = local
         self.dtype, self.device, self.storage = dtype, device, storage
@@ -134,6 +139,7 @@ class ClassTable:
         """
         if not isinstance(self.store, DenseStore) or not self.store.resident:
             raise TypeError(f"the class rows are stored on {self.storage!r}, not on the device")
+        self.stream.join()
         return self.store
 
     @property
@@ -393,7 +399,7 @@ class ClassTable:
     def _write(self, index: Tensor, parts: Parts, row_step: Tensor) -> None:
         self._held = None
         if self._traffic is None:
-            self.store.write(index, parts, row_step)
+            self.dense.write(index, parts, row_step)
         else:
             self._traffic.behind(index, parts, row_step)
 
@@ -422,6 +428,7 @@ class ClassTable:
 
     def settle(self) -> None:
         """Wait until all rows are where they are stored."""
+        self.stream.join()
         if self._traffic is not None:
             self._traffic.settle()
 

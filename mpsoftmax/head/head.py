@@ -48,6 +48,7 @@ from mpsoftmax.head.row_optim import RowRule
 from mpsoftmax.head.row_store import STORAGES
 from mpsoftmax.head.running_state import RunningState
 from mpsoftmax.head.table_state import load_table_state, table_names, table_state
+from mpsoftmax.head.update_stream import SideStream, UpdateStream
 from mpsoftmax.head.weights import ClassCentres, Weights
 from mpsoftmax.kernels.select import select
 
@@ -84,6 +85,9 @@ class ModelParallelSoftmax(nn.Module):
             rows; `prefetch` reads the next step's rows beside the backbone.
         storage_dir: Folder of the mapped file; None: the system's for temporary files. The file is scratch,
             and unlinked as soon as it is open.
+        update_beside: Whether `step()` moves the rows on a CUDA stream of its own, beside the backbone: it
+            waits for the head's backward only, and the next use of the rows through this object waits for it.
+            For learned rows on a CUDA device. Tensors of rows taken before `step()` must be taken again.
         init_std: Standard deviation of the initial rows.
         device: Where the rows live; default CPU.
         seed: Key of initial rows and candidate draws.
@@ -113,6 +117,7 @@ class ModelParallelSoftmax(nn.Module):
         batch_capacity: int | None = None,
         storage: str = "device",
         storage_dir: str | Path | None = None,
+        update_beside: bool = False,
         init_std: float = 0.01,
         device: torch.device | str | None = None,
         seed: int = 0,
@@ -168,6 +173,7 @@ class ModelParallelSoftmax(nn.Module):
             num_centres=self.weights.num_centres,
             storage=storage,
             directory=self._storage_folder(storage, storage_dir),
+            stream=self._update_stream(update_beside, storage, where),
         )
         self._kernel = select(kernel, where)
         self.merged_classes = MergedClasses(where)
@@ -207,6 +213,19 @@ class ModelParallelSoftmax(nn.Module):
         if given is not None:
             raise ValueError(f"storage_dir: {str(given)!r} with storage {storage!r}; allowed: None")
         return None
+
+    def _update_stream(
+        self, beside: bool, storage: str, device: torch.device
+    ) -> UpdateStream | None:
+        """Where rows are moved."""
+        if not beside:
+            return None
+        if storage != "device" or not self.weights.learned:
+            what = f"storage {storage!r}" if storage != "device" else "class centres"
+            raise ValueError(
+                f"update_beside: True with {what}; allowed: False (it is for learned rows on the device)"
+            )
+        return SideStream(device)
 
     def _make_miner(self, device: torch.device) -> Miner | None:
         if self.baskets is None:
@@ -282,6 +301,7 @@ class ModelParallelSoftmax(nn.Module):
             return self._swept(local, batch)
 
     def _swept(self, local: LocalBatch, batch: GlobalBatch) -> tuple[Tensor, Recorded]:
+        self._table.stream.join()  # before E of the last step is written over
         kept = sum(contribution.swept.kept_bytes for contribution in self._contributions)
         # Class centres have no class gradient, for which alone E is kept.
         budget = self.e_budget_bytes - kept if self.weights.learned else 0
@@ -328,6 +348,7 @@ class ModelParallelSoftmax(nn.Module):
             gradient = feature_gradient(recorded, self._exchange, self.phases)
         self._running.hold(recorded.target_cosine, recorded.batch.norm)
         self._contributions.append(part.scaled(factor))
+        self._table.stream.inputs_ready()
         return gradient * (factor * self.comm.world)
 
     # -- update --------------------------------------------------------------------------------
@@ -342,7 +363,7 @@ class ModelParallelSoftmax(nn.Module):
 
     def drop_contributions(self) -> None:
         """Forget the backward calls since the last step; no state has moved."""
-        self._contributions.clear()
+        self._contributions = []  # a step still under way may hold the others
         self._running.drop()
         self._num_draws = 0
 
@@ -355,15 +376,16 @@ class ModelParallelSoftmax(nn.Module):
             if isinstance(self.weights, ClassCentres):
                 self._move_centres(self.weights)
             else:
-                self._move_rows(hyper)
+                parts = self._contributions
+                self._table.stream.run(lambda: self._move_rows(parts, hyper), parts)
         self._running.commit()
         self._spare = self._contributions[-1].swept.kept  # its loss is refused from now on
         self.drop_contributions()
 
-    def _move_rows(self, hyper: Mapping[str, Any]) -> None:
-        if update_in_kernel(self._kernel, self._table, self._contributions, hyper):
+    def _move_rows(self, parts: list[Contribution], hyper: Mapping[str, Any]) -> None:
+        if update_in_kernel(self._kernel, self._table, parts, hyper):
             return
-        union, norms, gradient = pending_gradient(self._kernel, self._contributions)
+        union, norms, gradient = pending_gradient(self._kernel, parts)
         self._table.update(union, gradient, norms, hyper)
 
     @torch.no_grad()
@@ -392,6 +414,7 @@ class ModelParallelSoftmax(nn.Module):
 
     def scale_gradient(self, factor: Tensor | float) -> None:
         """Multiply what the backward calls since the last step left, as a factor on their loss would have."""
+        self._table.stream.join()
         self._contributions = [part.scaled(factor) for part in self._contributions]
 
     def _move_centres(self, rule: ClassCentres) -> None:

@@ -139,6 +139,7 @@ def build_head(
             storage_dir=storage_folder(config),
             kernel=head.kernel,
             e_budget_bytes=head.e_budget_bytes,
+            update_beside=head.update_beside,
             batch_capacity=capacity,
             init_std=head.init_std,
             device=device,
