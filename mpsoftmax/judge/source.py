@@ -64,12 +64,13 @@ class ModelSource:
 
 
 class GivenEmbeddings:
-    """A Parquet file with the columns ``name``, ``embedding`` and perhaps ``label``.
+    """A Parquet file with the columns ``name``, ``embedding`` and perhaps ``label`` and ``norm``.
 
     Args:
         path: The file. ``name``: text, an image's path below the folder or in the tar that is judged, each
             once; ``embedding``: lists of numbers of one length; ``label``: whole numbers or text, null
-            where not known.
+            where not known; ``norm``: the length that an embedding had before it was made unit, as
+            `mpsoftmax embed` writes it, which gives it that length again.
         skip_missing: Leave out images without an embedding, instead of refusing them.
 
     Attributes:
@@ -87,6 +88,8 @@ class GivenEmbeddings:
         table = _read(self.path)
         self.names: Sequence[str] = table["name"].to_pylist()
         self.embeddings = _vectors(self.path, table["embedding"])
+        if "norm" in table.column_names:
+            self.embeddings = F.normalize(self.embeddings) * _lengths(self.path, table["norm"])
         self.labels = None
         if "label" in table.column_names:
             self.labels = _numbered(table["label"])
@@ -162,9 +165,10 @@ def _read(path: Path) -> pa.Table:
         missing = {"name", "embedding"} - set(schema.names)
         if missing:
             raise ValueError(
-                f"{path}: columns name, embedding (and label) expected, missing {sorted(missing)}"
+                f"{path}: columns name, embedding (and label, norm) expected, missing {sorted(missing)}"
             )
-        columns = [name for name in ("name", "embedding", "label") if name in schema.names]
+        known = ("name", "embedding", "label", "norm")
+        columns = [name for name in known if name in schema.names]
         table = pyarrow.parquet.read_table(path, columns=columns).combine_chunks()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: Parquet expected: {error}") from None
@@ -205,3 +209,14 @@ def _vectors(path: Path, column: pa.ChunkedArray) -> Tensor:
             f"{path}: column embedding: finite numbers, in lists of one length, expected"
         )
     return torch.from_numpy(flat.reshape(-1, int(lengths[0])).copy())
+
+
+def _lengths(path: Path, column: pa.ChunkedArray) -> Tensor:
+    """Float32 [n, 1] from a column of numbers."""
+    try:
+        lengths = column.cast(pa.float32(), safe=False).to_numpy()
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: column norm: numbers expected: {error}") from None
+    if not np.isfinite(lengths).all() or (lengths < 0).any():
+        raise ValueError(f"{path}: column norm: finite numbers, none negative, expected")
+    return torch.from_numpy(lengths.copy())[:, None]

@@ -16,6 +16,8 @@ from mpsoftmax.cli import main
 from mpsoftmax.comm import Comm
 from mpsoftmax.data.convert import convert
 from mpsoftmax.data.folder import open_folder
+from mpsoftmax.data.ijb import open_ijb
+from mpsoftmax.data.image_names import names_of
 from mpsoftmax.data.open import open_images
 from mpsoftmax.data.reid import open_reid
 from mpsoftmax.data.synthetic import Synthetic
@@ -182,6 +184,24 @@ def test_templates_are_told_from_the_folder(runs, tmp_path):
     assert plain["template_1_1"]["figures"]["auc"] != found["template_1_1"]["figures"]["auc"]
 
 
+def test_templates_by_unit_embeddings_and_their_norms(runs, tmp_path):
+    """As `mpsoftmax embed` writes them: faces weigh by a length that the embedding itself lost."""
+    root, options = write_ijb(tmp_path / "ijb"), Options(num_bootstrap=0)
+    images = open_ijb(root).images
+    raw = embedded(runs / "long", images, normalise=False)
+    unit, norms = torch.nn.functional.normalize(raw), raw.norm(dim=1).tolist()
+    files = [
+        table(tmp_path / f"{number}.parquet", names_of(images), rows.numpy(), norms=lengths)
+        for number, (rows, lengths) in enumerate([(raw, None), (unit, norms), (unit, None)])
+    ]
+    by_raw, by_norms, by_unit = (values_of(file, root, options) for file in files)
+    for name in ("template_1_1", "template_1_n"):
+        assert figures(by_norms[name]) == pytest.approx(figures(by_raw[name]), abs=1e-4)
+    assert figures(by_unit["template_1_1"]) != pytest.approx(
+        figures(by_raw["template_1_1"]), abs=1e-4
+    )
+
+
 def on_ranks(runs, folder):
     return values_of(runs / "long", folder)
 
@@ -217,10 +237,12 @@ def test_two_models_by_the_command(runs, people, tmp_path, capsys):
 # --- given embeddings ----------------------------------------------------------------------
 
 
-def table(path, names, rows, labels=None):
+def table(path, names, rows, labels=None, norms=None):
     columns = {"name": list(names), "embedding": [list(map(float, row)) for row in rows]}
     if labels is not None:
         columns["label"] = list(labels)
+    if norms is not None:
+        columns["norm"] = norms
     pyarrow.parquet.write_table(pa.table(columns), path)
     return path
 
@@ -317,6 +339,15 @@ def test_missing_embeddings(runs, people, tmp_path):
         ({"name": ["a", "b"], "embedding": [1.0, 2.0]}, "lists of numbers"),
         ({"name": ["a", None], "embedding": [[1.0], [2.0]]}, "without nulls"),
         ({"name": [1, 2], "embedding": [[1.0], [2.0]]}, "text in column name"),
+        (
+            {"name": ["a"], "embedding": [[1.0]], "norm": [-1.0]},
+            "column norm: finite numbers, none",
+        ),
+        ({"name": ["a"], "embedding": [[1.0]], "norm": ["x"]}, "column norm: numbers expected"),
+        (
+            {"name": ["a"], "embedding": [[1.0]], "norm": [None]},
+            "column norm: values without nulls",
+        ),
         ({"name": ["a", "b"], "embedding": [[1.0], [2.0]]}, "data: allowed to be left out"),
     ],
 )
