@@ -4,6 +4,7 @@ Nothing heavy is imported before the command is known: `mpsoftmax --help` answer
 """
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -70,7 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         was interrupted; others are a command's own.
     """
     given = without_local_rank(list(sys.argv[1:] if arguments is None else arguments))
-    options = parsed(given)
+    status = outcome(parsed(given), given)
+    if "RANK" in os.environ:
+        # With the last reference to a process group its threads end. One of gloo's that still holds tensors
+        # when the interpreter ends asks for the interpreter's lock and aborts the process.
+        gc.collect()
+    return status
+
+
+def outcome(options: argparse.Namespace, given: list[str]) -> int:
+    """Run the command; its exit status, errors of the user's included."""
     from mpsoftmax.comm import AgreedError
     from mpsoftmax.roll_call import LostRank
 

@@ -1,0 +1,148 @@
+"""Whether a training whose number of ranks changes at every restart ends as good as one that was left alone.
+
+    python benchmarks/faults/world_sizes.py --seeds 0 1 2
+
+Trains the embedded default (configs/quickstart.yaml, characters held out) twice for each seed: on one rank,
+undisturbed; and on 4, 3, 2, 1 and 4 ranks in turn, all of them killed after each fifth of the way, so that
+what was done since the last checkpoint is done again by another number. Prints the figures at the end, their
+spread over the seeds, and the difference seed by seed. Batch-norm statistics are per rank, so that the two
+are not the same training: the difference is to be no more than seeds make.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from mpsoftmax.launcher import on_this_machine
+
+ROOT = Path(__file__).resolve().parents[2]
+WORLDS = (4, 3, 2, 1, 4)
+PATIENCE_S = 1800.0
+
+
+def main() -> None:
+    """Train, print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--folder", type=Path, help="kept; default: a temporary one, removed")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="world-sizes-"))
+    found: dict[str, list[dict[str, float]]] = {"one rank": [], "changing": []}
+    try:
+        for seed in options.seeds:
+            for name, worlds in (("one rank", (1,)), ("changing", WORLDS)):
+                settings = [
+                    f"train.steps={options.steps}",
+                    f"train.batch_size={options.batch}",
+                    f"train.seed={seed}",
+                    f"data.seed={seed}",
+                ]
+                run = folder / f"{name.replace(' ', '-')}-{seed}"
+                figures = train(run, worlds, settings, options.steps)
+                found[name].append(figures)
+                print(f"seed {seed}, {name}: {figures}", flush=True)
+    finally:
+        if options.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    report(found)
+
+
+def train(run: Path, worlds: tuple[int, ...], settings: list[str], steps: int) -> dict[str, float]:
+    """A training on each number of ranks in turn, up to its share of the steps; the last evaluation."""
+    words = [
+        str(ROOT / "configs" / "quickstart.yaml"),
+        *settings,
+        f"run.dir={run}",
+        "train.log_every=1",
+        f"train.eval_every={steps}",
+        f"train.checkpoint_every={max(1, steps // 12)}",
+        "data.workers=0",
+        "track.wandb=disabled",
+    ]
+    for turn, ranks in enumerate(worlds, start=1):
+        end = None if turn == len(worlds) else steps * turn // len(worlds)
+        run_until(run, ranks, words, end)
+    lines = lines_of(run)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, steps + 1))
+    last = [line for line in lines if line["kind"] == "eval"][-1]
+    return {
+        name: value
+        for name, value in last.items()
+        if isinstance(value, float) and name.rpartition("/")[2] in FIGURES
+    }
+
+
+FIGURES = ("accuracy", "recall_at_1")
+
+
+def run_until(run: Path, ranks: int, words: list[str], end: int | None) -> None:
+    """Train on `ranks` ranks, and kill all of them once step `end` is logged; None: to its own end."""
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    command = on_this_machine(ranks, ["-m", "mpsoftmax", "train", *words])
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with (run.parent / f"{run.name}.log").open("ab") as log:
+        agent = subprocess.Popen(
+            command, stdout=log, stderr=log, env=variables, start_new_session=True
+        )
+    deadline = time.monotonic() + PATIENCE_S
+    while agent.poll() is None:
+        if end is not None and any(line["step"] >= end for line in lines_of(run)):
+            kill(agent, run)
+            return
+        if time.monotonic() > deadline:
+            kill(agent, run)
+            raise RuntimeError(f"not done after {PATIENCE_S:.0f} s: see {log.name}")
+        time.sleep(0.05)
+    if agent.returncode or end is not None:
+        raise RuntimeError(f"ended with status {agent.returncode}: see {log.name}")
+
+
+def kill(agent: "subprocess.Popen[bytes]", run: Path) -> None:
+    """SIGKILL of the agent and its ranks, which have sessions of their own."""
+    agent.kill()
+    agent.wait()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"run.dir={run}".encode() in (path / "cmdline").read_bytes().split(b"\0"):
+                os.kill(int(path.name), signal.SIGKILL)
+
+
+def lines_of(run: Path) -> list[dict[str, object]]:
+    """Whole lines of metrics.jsonl so far."""
+    metrics = run / "metrics.jsonl"
+    text = metrics.read_text() if metrics.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def report(found: dict[str, list[dict[str, float]]]) -> None:
+    """Mean and spread of both, and the difference."""
+    plain, changed = found["one rank"], found["changing"]
+    for name in plain[0]:
+        values = [[figures[name] for figures in side] for side in (plain, changed)]
+        spread = [statistics.stdev(side) if len(side) > 1 else float("nan") for side in values]
+        means = [statistics.fmean(side) for side in values]
+        apart = [b - a for a, b in zip(*values, strict=True)]
+        print(
+            f"{name}: one rank {means[0]:.4f} (standard deviation over seeds {spread[0]:.4f}), changing "
+            f"{means[1]:.4f} ({spread[1]:.4f}), differences {[round(d, 4) for d in apart]}"
+        )
+
+
+if __name__ == "__main__":
+    main()
