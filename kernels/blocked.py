@@ -214,7 +214,7 @@ def exponentiate_wide(entries: Tensor, problem: Problem, start: int, total: Tens
     """`exponentiate` through the accumulate dtype, some rows at a time; E is rounded once, its sum is not."""
     dtype = problem.accumulate_dtype
     problem.own.fill(entries, start, -torch.inf)
-    size = max(1, CPU_WIDE_BYTES // (problem.batch * dtype.itemsize))
+    size = max(1, CPU_WIDE_BYTES // (max(1, problem.batch) * dtype.itemsize))
     scratch = entries.new_empty(min(size, len(entries)), problem.batch, dtype=dtype)
     for narrow in entries.split(size):
         wide = scratch[: len(narrow)].copy_(narrow)

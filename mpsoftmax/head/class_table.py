@@ -275,6 +275,8 @@ class ClassTable:
     def _tiles(self, num_rows: int, gradient: GradientTile) -> Iterator[tuple[int, int, Tensor]]:
         """(first row, one past the last, gradient [n, D]) tile by tile, all in the same memory."""
         size = block_size(self.dim, self.work_dtype, self.device)
+        # Whole classes: E of a class that is formed again must not see some of its rows moved already.
+        size = max(1, size // self.num_centres) * self.num_centres
         scratch = torch.empty(
             min(size, num_rows), self.dim, dtype=self.work_dtype, device=self.device
         )
@@ -432,6 +434,13 @@ class ClassTable:
         if self._traffic is not None:
             self._traffic.settle()
 
+    def _forget(self) -> None:
+        """`settle`, and drop what is at hand or being read of rows that are about to become others."""
+        self.settle()
+        self._held = None
+        if self._traffic is not None:
+            self._traffic.forget()
+
     def existing(self) -> dict[str, Tensor]:
         """Of a mapped table, copies of the rows that exist: `ids` int64 [n] over all ranks, and the names."""
         self.settle()
@@ -443,8 +452,7 @@ class ClassTable:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Become a table of which only the rows `ids` were ever written: as `existing` gave, of any ranks."""
-        self.settle()
-        self._held = None
+        self._forget()
         first = self.start * self.num_centres
         mine = (tensors["ids"] >= first) & (tensors["ids"] < first + self.num_rows)
         self.store.clear()
@@ -454,8 +462,7 @@ class ClassTable:
 
     def overwrite(self, tensors: Mapping[str, Tensor]) -> None:
         """Take rows of all local classes by name, shaped as `tensors` has them."""
-        self.settle()
-        self._held = None
+        self._forget()
         if not self.num_rows:
             return
         flat = [tensors[name].reshape(self.num_rows, -1) for name in self.names]

@@ -54,7 +54,8 @@ class StochasticRounding:
         draw += 1 << 15
         draw += wide.contiguous().view(torch.int32)
         # The upper half of the sum: the second int16 of each pair, little-endian as all our targets.
-        return draw.view(torch.int16)[:, 1::2].view(torch.bfloat16)
+        rounded = draw.view(torch.int16)[:, 1::2].view(torch.bfloat16)
+        return rounded.masked_fill(wide.isnan(), torch.nan)  # a NaN of all ones overflows to -0
 
 
 def odd(hashed: np.ndarray, device: torch.device) -> Tensor:

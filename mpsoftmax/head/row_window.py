@@ -5,7 +5,7 @@ for the step while their store is elsewhere, read ahead and written behind by a 
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 import torch
@@ -170,6 +170,12 @@ class RowTraffic:
         """Rows that `ahead` began and `read` took since this was last asked."""
         number, self._num_ahead = self._num_ahead, 0
         return number
+
+    def forget(self) -> None:
+        """Drop what is being read ahead, and wait for its reader: the store is about to become another."""
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            wait([coming[1]])
 
     def settle(self) -> None:
         """Wait until everything handed in is written."""

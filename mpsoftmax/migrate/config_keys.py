@@ -149,10 +149,12 @@ def iterations(to: str) -> Any:
 
 
 def save_all(made: Translation, key: str, value: Any, _: Any, sizes: Sizes, *__: Any) -> None:
-    """A checkpoint an epoch, or the last one alone."""
-    every = sizes.steps(1) if value and sizes.per_epoch is not None else None
-    note = "" if every else "the last step is always saved, whole and for any number of GPUs"
-    made.put(key, value, {"train.checkpoint_every": every or None}, note)
+    """A checkpoint an epoch: there, the backbone is written every epoch whatever this says."""
+    every = sizes.steps(1) if sizes.per_epoch is not None else None
+    note = "every epoch, whole and for any number of GPUs"
+    if every is None:
+        note = "the last step is always saved, whole; say more often by train.checkpoint_every"
+    made.put(key, value, {"train.checkpoint_every": every and max(1, every)}, note)
 
 
 def epochs(made: Translation, key: str, value: Any, _: Any, sizes: Sizes, *__: Any) -> None:

@@ -1,22 +1,28 @@
-"""Progress for people: a bar on a terminal, else one line an evaluation."""
+"""Progress for people: a bar on a terminal, else a line every few seconds, and one an evaluation."""
 
 import sys
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mpsoftmax.track.protocol import Callback, Ending, Line, RunStart
 
+SECONDS_APART = 5.0
+"""Of lines of training in a file: log_every may be 1."""
+
 
 class Display(Callback):
     """What people see on standard output."""
 
     def __init__(self) -> None:
+        self._num_steps, self._said = 0, -SECONDS_APART
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
 
     def on_start(self, run: RunStart) -> None:
         """A bar, where there is a terminal."""
+        self._num_steps = run.num_steps
         if not self._console.is_terminal:
             return
         columns = (
@@ -38,9 +44,13 @@ class Display(Callback):
         """Show a line of metrics."""
         if line["kind"] == "eval":
             self.say(describe_evaluation(line))
-        elif line["kind"] == "train" and self._progress is not None:
-            text = describe_training(line)
-            self._progress.update(self._task, completed=line["step"], description=text)
+        elif line["kind"] == "train":
+            text, step = describe_training(line), line["step"]
+            if self._progress is not None:
+                self._progress.update(self._task, completed=step, description=text)
+            elif step == self._num_steps or time.monotonic() >= self._said + SECONDS_APART:
+                self._said = time.monotonic()
+                self.say(f"step {step}/{self._num_steps}  {text}")
 
     def on_end(self, ending: Ending) -> None:
         """Leave the terminal as it was."""
@@ -49,10 +59,12 @@ class Display(Callback):
 
 
 def describe_training(line: Line) -> str:
-    """Loss, throughput and time left."""
+    """Loss, target cosine, throughput and time left."""
     timing = line.get("timing", {})
-    loss = line.get("loss")
+    loss, cosine = line.get("loss"), line.get("target_cosine")
     words = ["loss not finite" if loss is None else f"loss {loss:.3f}"]
+    if cosine is not None:
+        words.append(f"target cosine {cosine:.2f}")
     if "images_per_s" in timing:
         words.append(f"{timing['images_per_s']:.0f} images/s")
     if "eta_s" in timing:

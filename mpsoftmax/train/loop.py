@@ -43,6 +43,7 @@ from mpsoftmax.train.evaluation import Evaluator
 from mpsoftmax.train.identities import Identities
 from mpsoftmax.train.inputs import describe_data, open_in_turn, total_steps, training_device
 from mpsoftmax.train.precision import LossScale, autocast_dtype, resolve_precision
+from mpsoftmax.train.run_lock import WAIT_S, RunLock
 from mpsoftmax.train.saving import Saver
 from mpsoftmax.train.schedule import learning_rate_factor
 from mpsoftmax.train.skips import Skips, describe
@@ -74,6 +75,7 @@ class Trainer:
 
     def __init__(self, config: Config, comm: Comm) -> None:
         self.comm, self.folder, self.device = comm, Path(config.run.dir), training_device()
+        self.lock: RunLock | None = None  # rank 0 has it
         config, chosen = resolve_precision(config, self.device)
         self.config = config
         self.checkpoints = Checkpoints(
@@ -177,8 +179,8 @@ class Trainer:
                 )
             return None if latest is None else latest.name
 
-        found = self.comm.share(self.comm.together(find))
         self.comm.together(self._make_folder)
+        found = self.comm.share(self.comm.together(find))
         if len(set(found)) > 1 or not all(self.comm.share(self.folder.is_dir())):
             raise AgreedError(
                 f"run.dir: {self.folder} is not the same folder on all ranks; allowed: one on a file system "
@@ -189,7 +191,7 @@ class Trainer:
         return self.checkpoints.last_good(self.checkpoints.folder / found[0])
 
     def _make_folder(self) -> None:
-        """The run folder, by rank 0."""
+        """The run folder, by rank 0, which holds its lock."""
         if self.comm.rank > 0:
             return
         try:
@@ -200,6 +202,7 @@ class Trainer:
             ) from error
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise ValueError(f"run.dir: {self.folder} cannot be written to: permission denied")
+        self.lock = RunLock(self.folder, min(WAIT_S, self.config.train.timeout_s / 2))
 
     def _resume(self, path: Path) -> None:
         state = self.comm.together(lambda: read_state(path))
@@ -258,7 +261,8 @@ class Trainer:
         return StepClock(phases, profiler, self.comm, self.device, **sizes)
 
     def _describe(self, resume: Path | None, started: list[str], images: ImageSet) -> None:
-        for line in [*started, *self.checkpoints.notes]:
+        locked = [self.lock.note] if self.lock is not None and self.lock.note is not None else []
+        for line in [*locked, *started, *self.checkpoints.notes]:
             self.log.say(line)
         if resume is not None:
             self.log.say(f"resuming from {resume} at step {self.step}")
@@ -268,6 +272,11 @@ class Trainer:
             self.log.say(
                 f"nothing left to do: step {self.step} of {self.num_steps} is reached; raise train.steps, or "
                 "choose another run.dir"
+            )
+        elif self.config.train.checkpoint_every is None and self.num_steps >= LONG:
+            self.log.say(
+                f"no checkpoint before step {self.num_steps}, the last; train.checkpoint_every=N saves every "
+                "N steps"
             )
         if isinstance(images, Union):
             for name, part in zip(images.names, images.parts, strict=True):
@@ -298,8 +307,6 @@ class Trainer:
                     self._after_step(self._step(batches))
                     if self.unevaluated:
                         evaluations = self._evaluate()
-                if unfinished:
-                    self._save(last=True)
             if unfinished:
                 self._list_duplicates()
                 self._look_at_classes()
@@ -311,13 +318,15 @@ class Trainer:
             self.clock.close()
             error = sys.exception()
             self.log.close(self.step, None if isinstance(error, Stopped) else error)
+            if self.lock is not None:
+                self.lock.close()
         return Summary(self.folder, self.step, evaluations)
 
     def _after_step(self, line: dict[str, Any]) -> None:
-        """What is due after a step, up to its evaluation.
+        """What is due after a step, up to its evaluation, which may fail: the checkpoint comes first.
 
         Raises:
-            Stopped: a signal asked to; the step is saved.
+            Stopped: a signal asked to before the last step; the step is saved.
         """
         train, last = self.config.train, self.step == self.num_steps
         if due(refresh_every(self.head), self.step):
@@ -329,11 +338,9 @@ class Trainer:
             self.log.write({**resolved(line), "timing": self.clock.read(self.step)})
         self.unevaluated = due(train.eval_every, self.step) or last
         signum = self.stops.agreed()
-        if last:  # little is left, and it is saved at the end
-            return
-        if due(train.checkpoint_every, self.step) or signum is not None:
-            self._save(last=signum is not None)
-        if signum is not None:
+        if last or due(train.checkpoint_every, self.step) or signum is not None:
+            self._save(last=last or signum is not None)
+        if signum is not None and not last:  # else little is left
             raise Stopped(signum, self.step)
 
     def _cuts(self) -> Iterator[tuple[int, int]]:
@@ -481,6 +488,9 @@ class Trainer:
             "config": to_tree(self.config),
         }
         self.saver.save(self.step, tensors, state, last=last)
+
+
+LONG = 1000  # steps after which somebody would miss a checkpoint
 
 
 def due(every: int | None, step: int) -> bool:

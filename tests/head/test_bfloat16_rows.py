@@ -62,6 +62,13 @@ def test_rounding_depends_on_the_row_only(low, num, seed):
     assert torch.equal(part(1, 0, num, wide[low : low + num]), whole[low : low + num])
 
 
+def test_rounding_keeps_every_nan():
+    """NVIDIA's own is all ones but for the sign: adding to it would wrap around to -0."""
+    bits = torch.tensor([0x7FFFFFFF, 0x7FC00000, -1, 0x7F800001], dtype=torch.int32)
+    wide = bits.view(torch.float32).repeat(50, DIM // 4)
+    assert StochasticRounding(1, 2, torch.arange(50), DIM)(0, 0, 50, wide).isnan().all()
+
+
 def test_rounding_of_special_numbers():
     wide = torch.tensor([[torch.inf, -torch.inf, 0.0, -0.0, 1.0, -2.0, 2.0**-130, torch.nan]])
     rounded = StochasticRounding(0, 0, torch.arange(1), 8)(0, 0, 1, wide)

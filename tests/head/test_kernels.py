@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+import mpsoftmax as mp
 from mpsoftmax.kernels import blocked, reference, select
+from mpsoftmax.kernels.blocked import block_size
 from mpsoftmax.kernels.problem import Problem, weigh
 
 KERNELS = {"blocked": blocked, "reference": reference}
@@ -158,6 +160,48 @@ def test_blocked_equals_reference_closely():
     assert relative(ours[0], theirs[0]) < 1e-3
     assert relative(ours[1], theirs[1]) < 4e-3
     assert relative(ours[2], theirs[2].double()) < 4e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("candidates", ["all", mp.Uniform(0.5)])
+def test_a_step_without_a_valid_sample(dtype, candidates):
+    head = mp.ModelParallelSoftmax(8, 20, candidates=candidates, compute_dtype=dtype)
+    before = head.class_rows(torch.arange(20))
+    for labels in (torch.tensor([-1, -1]), torch.empty(0, dtype=torch.int64)):
+        features = torch.randn(len(labels), 8, requires_grad=True)
+        loss = head(features, labels)
+        loss.backward()
+        assert loss.item() == 0.0
+        assert not features.grad.any()
+    head.zero_grad()
+    assert torch.equal(head.class_rows(torch.arange(20)), before)
+
+
+def test_a_class_at_the_border_of_two_tiles_moves_as_one():
+    """Three rows a class, of which the nearest pulls: E formed again must not see one of them moved."""
+    dim, centres = 512, 3
+    tile = block_size(dim, torch.float32, torch.device("cpu"))
+    split = tile // centres  # the class whose rows straddle the border
+    assert tile % centres
+    moved = []
+    for budget in (2**30, 0):
+        head = mp.ModelParallelSoftmax(
+            dim, 1000, objective=mp.CosFace(scale=30.0), weights=mp.SubCentres(centres),
+            e_budget_bytes=budget, optimizer=mp.RowSGD(lr=0.1, momentum=0.0, weight_decay=0.0),
+        )  # fmt: skip
+        stream = torch.Generator().manual_seed(0)
+        near = torch.nn.functional.normalize(torch.randn(1, dim, generator=stream), dim=1)
+        far = torch.nn.functional.normalize(torch.randn(3, dim, generator=stream), dim=1)
+        cosines = torch.tensor([[0.6], [0.59], [0.1]])  # near ties
+        rows = (cosines * near + (1 - cosines.square()).sqrt() * far)[None]
+        head.load_rows(torch.tensor([split]), rows)
+        head(near.clone().requires_grad_(), torch.tensor([7])).backward()
+        head.step()
+        moved.append(head.class_rows(torch.tensor([split]))[0] - rows[0])
+    assert moved[0][0].norm() > 1
+    assert not moved[0][1:].any()
+    assert torch.equal(moved[0][1:], moved[1][1:])
+    torch.testing.assert_close(moved[0][0], moved[1][0])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -109,6 +109,32 @@ def test_rows_read_ahead_are_used():
         assert head.last_stats["rows_ahead"] == head.candidate_ids().numel()
 
 
+@pytest.mark.parametrize("storage", ELSEWHERE)
+def test_what_was_read_ahead_of_a_loaded_state_is_not_used(storage, tmp_path):
+    arguments = {"candidates": mp.Uniform(0.3), "batch_capacity": 4, "objective": mp.CosFace()}
+    where = {"storage_dir": tmp_path} if storage == "mapped" else {}
+    stream = torch.Generator().manual_seed(1)
+    features, labels = torch.randn(4, 16, generator=stream), torch.tensor([1, 5, 9, 33])
+
+    def stepped(num):
+        head = mp.ModelParallelSoftmax(16, 64, storage=storage, **where, **arguments)
+        for _ in range(num):
+            head(features.clone().requires_grad_(), labels).backward()
+            head.step()
+        return head
+
+    later = {name: value.clone() for name, value in stepped(3).state_dict().items()}
+    losses = []
+    for ahead in (False, True):
+        head = stepped(1)
+        if ahead:
+            head.prefetch(labels)
+        head.load_state_dict(later)
+        head._num_draws, head._table.num_steps = 0, 1  # the draw that was read ahead
+        losses.append(head(features.clone().requires_grad_(), labels).item())
+    assert losses[0] == losses[1]
+
+
 def test_only_touched_rows_take_disk(tmp_path):
     """A hundred million classes: logically 25 GB, a few MB of it there; the others made from their ids."""
     head = mp.ModelParallelSoftmax(

@@ -281,7 +281,27 @@ def test_what_people_read():
     line = {"kind": "train", "step": 1, "loss": 2.0, "timing": timing}
     assert describe_training(line) == "loss 2.000  123 images/s  2 h 13 min left"
     assert describe_training({**line, "loss": None}).startswith("loss not finite")
+    assert describe_training({**line, "target_cosine": 0.5}).startswith(
+        "loss 2.000  target cosine 0.50"
+    )
     assert [duration(s) for s in (5, 600, 200_000)] == ["5 s", "10 min", "2 d 7 h"]
+
+
+def test_lines_of_training_without_a_terminal(tmp_path, capsys, monkeypatch):
+    """The first, the last, and between them one every few seconds."""
+    from mpsoftmax.track import display
+    from mpsoftmax.track.protocol import RunStart
+
+    now = iter([0.0, 0.0, 1.0, 6.0, 6.0, 7.0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(now))
+    shown = display.Display()
+    config = settings(tmp_path)
+    shown.on_start(RunStart(config=config, folder=tmp_path, num_steps=5, start=0, world=1))
+    for step in range(1, 6):
+        shown.on_line({"kind": "train", "step": step, "loss": float(step)})
+    assert capsys.readouterr().out.splitlines() == [
+        "step 1/5  loss 1.000", "step 3/5  loss 3.000", "step 5/5  loss 5.000"
+    ]  # fmt: skip
 
 
 def test_nothing_is_imported_that_is_not_asked_for():
