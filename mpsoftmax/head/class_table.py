@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpsoftmax.head.history import CatchUp, StepHistory
+from mpsoftmax.head.history import CatchUp, GrowingArray, StepHistory
 from mpsoftmax.head.initial_rows import INIT_CHUNK_ROWS, initial_rows, initial_rows_of
 from mpsoftmax.head.rounding import StochasticRounding
 from mpsoftmax.head.row_optim import Hyper, RowRule
@@ -105,7 +105,7 @@ class ClassTable:
         self._held: Held | None = None
         self.num_steps = 0
         self.version = 0
-        self._hyper_log: list[list[float]] = []
+        self._hyper_log = GrowingArray(len(rule.hyper))
         self._history = StepHistory(1 + len(rule.buffers))
 
     def _open_store(self, directory: Path | None) -> DenseStore | MappedStore:
@@ -362,7 +362,7 @@ class ClassTable:
         return StochasticRounding(self._seed, self.num_steps, ids, self.dim)
 
     def _log(self, hyper: Mapping[str, float]) -> None:
-        self._hyper_log.append([float(hyper[name]) for name in self.rule.hyper])
+        self._hyper_log.append(np.array([hyper[name] for name in self.rule.hyper], np.float64))
         self._history.append(self.rule.transition(hyper))
 
     def catch_up(self) -> None:
@@ -391,7 +391,11 @@ class ClassTable:
         self.version += 1
 
     def set_rows(self, index: Tensor, rows: Tensor, *, row_step: int = 0) -> None:
-        """Overwrite local rows [n, D]; their optimiser state starts afresh, at `row_step` where frozen."""
+        """Overwrite local rows [n, D]; their optimiser state starts afresh, at `row_step` where frozen.
+
+        AdamW of lazy tables corrects the moments by the steps of the table, not of the row: the first step of
+        rows set late in a training is up to (1 - beta1) / sqrt(1 - beta2) times the learning rate.
+        """
         rows = rows.to(self.device, self.dtype)
         self.version += 1
         states = [torch.zeros_like(rows) for _ in self.rule.buffers]
@@ -442,11 +446,11 @@ class ClassTable:
             self._traffic.forget()
 
     def existing(self) -> dict[str, Tensor]:
-        """Of a mapped table, copies of the rows that exist: `ids` int64 [n] over all ranks, and the names."""
+        """Of a mapped table, rows that exist, in host memory: `ids` int64 [n] over all ranks, and names."""
         self.settle()
         assert isinstance(self.store, MappedStore)
         index = self.store.existing()
-        parts, row_step = self.store.read(index)
+        parts, row_step = self.store.read_home(index)
         tensors = dict(zip(self.names, (*parts, row_step), strict=True))
         return {"ids": index + self.start * self.num_centres, **tensors}
 
@@ -456,8 +460,8 @@ class ClassTable:
         first = self.start * self.num_centres
         mine = (tensors["ids"] >= first) & (tensors["ids"] < first + self.num_rows)
         self.store.clear()
-        index = (tensors["ids"][mine] - first).to(self.device)
-        parts = [tensors[name][mine].to(self.device) for name in self.names]
+        index = tensors["ids"][mine] - first
+        parts = [tensors[name][mine] for name in self.names]  # the store takes them where it is
         self._write(index, parts[:-1], parts[-1])
 
     def overwrite(self, tensors: Mapping[str, Tensor]) -> None:
@@ -473,8 +477,7 @@ class ClassTable:
 
     def progress(self) -> dict[str, Tensor]:
         """What all ranks share: `num_steps` int64 [], `step_log` float64 [steps, k] (lazy tables)."""
-        shape = (len(self._hyper_log), len(self.rule.hyper))
-        log = torch.tensor(self._hyper_log, dtype=torch.float64).reshape(shape)
+        log = torch.from_numpy(self._hyper_log[:].copy())
         return {"num_steps": torch.tensor(self.num_steps), "step_log": log}
 
     def check_progress(self, num_steps: Tensor, step_log: Tensor) -> None:
@@ -498,9 +501,14 @@ class ClassTable:
         self.check_progress(num_steps, step_log)
         self.version += 1
         self.num_steps, self._held = int(num_steps), None
-        self._hyper_log, self._history = [], StepHistory(1 + len(self.rule.buffers))
-        for values in step_log.tolist() if self.lazy else []:
-            self._log(dict(zip(self.rule.hyper, values, strict=True)))
+        size, log = 1 + len(self.rule.buffers), step_log.cpu().numpy()[: None if self.lazy else 0]
+        self._hyper_log = GrowingArray(len(self.rule.hyper))
+        self._hyper_log.extend(log.reshape(-1, len(self.rule.hyper)))
+        names = self.rule.hyper
+        matrices = [
+            self.rule.transition(dict(zip(names, values, strict=True))) for values in log.tolist()
+        ]
+        self._history = StepHistory.of(np.reshape(matrices, (-1, size, size)))
 
 
 @dataclass(frozen=True)

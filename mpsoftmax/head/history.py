@@ -12,25 +12,32 @@ from torch import Tensor
 
 
 class GrowingArray:
-    """Append-only array of [k, k] float64; doubles when full."""
+    """Append-only float64 array of rows of one shape; doubles when full."""
 
-    def __init__(self, size: int) -> None:
-        self._room = np.empty((4, size, size))
+    def __init__(self, *shape: int) -> None:
+        self._room = np.empty((4, *shape))
         self._num = 0
 
     def __len__(self) -> int:
         return self._num
 
-    def append(self, matrix: np.ndarray) -> None:
+    def append(self, row: np.ndarray) -> None:
         """Add one."""
-        if self._num == len(self._room):
-            self._room = np.concatenate([self._room, np.empty_like(self._room)])
-        self._room[self._num] = matrix
-        self._num += 1
+        self.extend(row[None])
 
-    def __getitem__(self, place: int | np.ndarray) -> np.ndarray:
-        """[k, k], or [n, k, k]."""
-        return self._room[place]
+    def extend(self, rows: np.ndarray) -> None:
+        """Add several, [n, ...]."""
+        last = self._num + len(rows)
+        if last > len(self._room):
+            larger = np.empty((max(last, 2 * len(self._room)), *self._room.shape[1:]))
+            larger[: self._num] = self[:]
+            self._room = larger
+        self._room[self._num : last] = rows
+        self._num = last
+
+    def __getitem__(self, place: int | slice | np.ndarray) -> np.ndarray:
+        """A row, or several."""
+        return self._room[: self._num][place]
 
 
 class StepHistory:
@@ -38,7 +45,19 @@ class StepHistory:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._levels = [GrowingArray(size)]
+        self._levels = [GrowingArray(size, size)]
+
+    @classmethod
+    def of(cls, matrices: np.ndarray) -> "StepHistory":
+        """What appending [n, k, k] one by one gives, level by level."""
+        history = cls(matrices.shape[1])
+        history._levels[0].extend(matrices)
+        while len(matrices) > 1:
+            even = len(matrices) // 2 * 2
+            matrices = matrices[1:even:2] @ matrices[:even:2]
+            history._levels.append(GrowingArray(*matrices.shape[1:]))
+            history._levels[-1].extend(matrices)
+        return history
 
     def __len__(self) -> int:
         return len(self._levels[0])
@@ -48,7 +67,7 @@ class StepHistory:
         level, product = 0, matrix
         while True:
             if level == len(self._levels):
-                self._levels.append(GrowingArray(self._size))
+                self._levels.append(GrowingArray(self._size, self._size))
             runs = self._levels[level]
             runs.append(product)
             if len(runs) % 2:

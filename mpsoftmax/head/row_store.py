@@ -188,6 +188,11 @@ class MappedStore:
 
     def read(self, where: Where) -> tuple[list[Tensor], Tensor]:
         """See RowStore. Rows that do not exist are made, not written."""
+        parts, row_step = self.read_home(where)
+        return [part.to(self._device) for part in parts], row_step.to(self._device)
+
+    def read_home(self, where: Where) -> tuple[list[Tensor], Tensor]:
+        """`read` into host memory: all rows that exist may be more than a device holds."""
         index = self._listed(where)
         places = self._places[index].to(torch.int64) - 1
         records = self._records.new_zeros(index.numel(), self._records.shape[1])
@@ -205,7 +210,7 @@ class MappedStore:
             wanted, inverse = torch.unique(index[fresh], return_inverse=True)
             rows = torch.from_numpy(self._initial(wanted.numpy()))
             parts[0][fresh] = rows.to(records.dtype)[inverse]
-        return [part.to(self._device) for part in parts], row_step.to(self._device)
+        return parts, row_step
 
     def write(self, where: Where, parts: list[Tensor], row_step: Tensor) -> None:
         """See RowStore."""

@@ -1,6 +1,9 @@
 """Files of one JSON object a line, which a run that goes on cuts back to where it goes on from."""
 
+import contextlib
+import errno
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ class JsonLines:
         self._path = path
         if path.exists():
             self._keep(kept)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._unwritten, self._warned = b"", False
 
     def _keep(self, lines: list[dict[str, Any]]) -> None:
         with replaced(self._path) as part:
@@ -28,16 +32,34 @@ class JsonLines:
         """Cut lines that were there already; before the first `write`."""
         self._file.close()
         self._keep([line for line in self.kept if line not in lines])
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, line: Line) -> None:
-        """Append and flush."""
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        """Append; on a full disk, which a checkpoint given up may free again, keep for the next time."""
+        self._unwritten += json.dumps(line, allow_nan=False).encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if not self._warned:
+                sys.stderr.write(
+                    f"{self._path}: {error.strerror}: lines wait until there is room\n"
+                )
+            self._warned = True
+
+    def _write(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Write what waits, and close the file.
+
+        Raises:
+            OSError: the disk is still full.
+        """
+        with contextlib.closing(self._file):
+            self._write()
 
 
 def lines_up_to(path: Path, last_step: int) -> list[dict[str, Any]]:

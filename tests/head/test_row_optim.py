@@ -225,3 +225,16 @@ def test_history_multiplies_any_stretch():
                 expected = factor @ expected
             assert np.allclose(product, expected, rtol=1e-10, atol=1e-300)
     assert len(history) == 200
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 7, 64, 100])
+def test_a_restored_history_goes_on_as_the_one_that_grew(num):
+    matrices = np.random.default_rng(1).normal(size=(num + 9, 2, 2)) * 0.7
+    restored, grown = StepHistory.of(matrices[:num]), StepHistory(2)
+    for matrix in matrices[:num]:
+        grown.append(matrix)
+    for place in range(num, num + 9):
+        start = np.arange(place + 1)
+        assert np.array_equal(restored.since(start), grown.since(start))
+        restored.append(matrices[place])
+        grown.append(matrices[place])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from head_cases import Case
@@ -224,6 +225,24 @@ def train_on_copy(state):
     head = new_head("device")
     head.load_state_dict(state)
     return train(head, 4, 6)
+
+
+def test_a_state_does_not_pass_through_the_device(tmp_path):
+    """All rows that exist may be more than a device holds; "meta" stands in for one."""
+    store = row_store.MappedStore(
+        tmp_path,
+        9,
+        4,
+        1,
+        torch.float32,
+        torch.device("meta"),
+        lambda ids: np.zeros((len(ids), 4), "f4"),
+    )
+    index = torch.tensor([2, 5])
+    store.write(index, [torch.ones(2, 4), torch.zeros(2, 4)], torch.ones(2, dtype=torch.int64))
+    parts, row_step = store.read_home(store.existing())
+    assert [part.device.type for part in (*parts, row_step)] == ["cpu"] * 3
+    assert store.read(index)[0][0].device.type == "meta"
 
 
 def test_load_rows_and_scheduling_go_on(tmp_path):

@@ -287,12 +287,46 @@ def test_what_people_read():
     assert [duration(s) for s in (5, 600, 200_000)] == ["5 s", "10 min", "2 d 7 h"]
 
 
+def test_lines_wait_for_room_on_a_full_disk(tmp_path, monkeypatch, capsys):
+    """Said once; nothing is lost or written twice, and a disk that stays full is an error at the end."""
+    import errno
+
+    from mpsoftmax.track.json_lines import JsonLines
+
+    path, full = tmp_path / "metrics.jsonl", [False]
+    lines = JsonLines(path, [])
+    real = lines._file
+
+    class Disk:
+        def write(self, data):
+            if full[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real.write(data[:7])  # and never all at once
+
+        def close(self):
+            real.close()
+
+    lines._file = Disk()
+    lines.write({"step": 1})
+    full[0] = True
+    for step in (2, 3):
+        lines.write({"step": step})
+    assert capsys.readouterr().err.count("wait until there is room") == 1
+    full[0] = False
+    lines.write({"step": 4})
+    assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
+    full[0] = True
+    lines.write({"step": 5})
+    with pytest.raises(OSError, match="No space left"):
+        lines.close()
+
+
 def test_lines_of_training_without_a_terminal(tmp_path, capsys, monkeypatch):
     """The first, the last, and between them one every few seconds."""
     from mpsoftmax.track import display
     from mpsoftmax.track.protocol import RunStart
 
-    now = iter([0.0, 0.0, 1.0, 6.0, 6.0, 7.0])
+    now = iter([0.0, 0.0, 1.0, 6.0, 6.0, 7.0, 7.0])
     monkeypatch.setattr(display.time, "monotonic", lambda: next(now))
     shown = display.Display()
     config = settings(tmp_path)
