@@ -47,6 +47,9 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "twice.yaml").write_text("train: {steps: 1, steps: 2}\n")
     (tmp_path / "pairs.txt").write_text("faces/a/0.png faces/a/9.png 1\n")
+    (tmp_path / "few.csv").write_text(
+        "same,file1,file2\n1,faces/a/0.png,faces/a/1.png\n0,faces/a/0.png,faces/b/1.png\n"
+    )
     (tmp_path / "file").write_text("")
     return tmp_path
 
@@ -95,6 +98,12 @@ CASES = [
     ),
     ((*GOOD, "data.eval=[pairs.txt]"), r"pairs\.txt:1: no file 'faces/a/9\.png'"),
     ((*GOOD, "data.eval=[empty.bin]"), r"empty\.bin"),
+    (
+        (*GOOD, "data.eval=[few.csv]"),
+        r"data\.eval: few\.csv: 2 pairs, 1 of them of the same class; allowed: at least 10, of both",
+    ),
+    ((*GOOD, "data.eval=[faces]"), r"data\.eval: 'faces': a labelled set, and .* needs pairs"),
+    ((*GOOD, "data.eval=[empty.tar]"), r"data\.eval: 'empty\.tar': a labelled set"),
     ((*GOOD, "run.dir=file"), r"run\.dir: file cannot be created: File exists"),
     ((*GOOD, "run.dir=file/run"), r"run\.dir: file/run cannot be created: Not a directory"),
     ((*GOOD, "--picture", "x.png"), r"--picture: 'x\.png'; allowed with --dry-run"),
@@ -132,6 +141,14 @@ CASES = [
     (("evaluate", "faces", "--data", "pairs.txt"), "faces: neither a run folder"),
     (("evaluate", "fases", "--data", "x"), "fases: no such folder; did you mean 'faces'"),
     (("evaluate", "faces"), "faces: neither a run folder"),
+    (
+        ("evaluate", "faces", "--unknown", "1"),
+        "--unknown: '1'; allowed: a number of at least 0 and",
+    ),
+    (
+        ("evaluate", "faces", "--bootstrap", "-1"),
+        "--bootstrap: '-1'; allowed: a whole number of at",
+    ),
     (("clean", "--apply", "file", "faces", "x.view.json", "--mirror"), "--mirror: True; not used"),
     (("doctor", "god.yaml"), r"cannot be read: No such file .*did you mean 'good\.yaml'"),
     (("doctor", "--timeout-s", "0"), r"--timeout-s: 0\.0; allowed: a positive number"),
