@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mpsoftmax.clean.finding import KINDS, Finding
-from mpsoftmax.data.decode import CorruptImage, decode
+from mpsoftmax.data.decode import CorruptImage, decode, original_size
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.new_files import new_files
 from mpsoftmax.markup import Markup, tag
@@ -113,16 +113,3 @@ def picture(images: ImageSet, index: int) -> Markup:
     small.save(data, "JPEG", quality=80)
     source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
     return tag("img", width=small.width, height=small.height, alt=name, title=name, src=source)
-
-
-def original_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of an encoded image.
-
-    Raises:
-        CorruptImage: it is none.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CorruptImage(str(error)) from error

@@ -12,6 +12,8 @@ from mpsoftmax.cli.arguments import (
     add_trust_code,
     count,
     reader_options,
+    share,
+    whole,
 )
 from mpsoftmax.cli.ranks import spawn, wants_ranks
 
@@ -85,7 +87,7 @@ def _add_choices(evaluate: argparse.ArgumentParser) -> None:
     )
     evaluate.add_argument(
         "--unknown",
-        type=float,
+        type=share,
         metavar="SHARE",
         help="identification: share of the people kept out of the gallery (default 0.2; 0 with --gallery)",
     )
@@ -114,7 +116,7 @@ def _add_choices(evaluate: argparse.ArgumentParser) -> None:
     )
     evaluate.add_argument(
         "--bootstrap",
-        type=int,
+        type=whole,
         metavar="N",
         help="replicates behind intervals (default 1000; 0, which is none, for more than a million items)",
     )

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 DECODERS = ("pillow", "simplejpeg", "opencv")
 _INSTALL = {"simplejpeg": "simplejpeg", "opencv": "opencv-python-headless"}
@@ -23,7 +23,8 @@ def decode(
 
     Decoders differ in the last bits of a JPEG, so which one was used belongs to a run's record;
     none is ever replaced by another. "pillow" reads most formats, "opencv" many, "simplejpeg" JPEG
-    only. An orientation noted in the file is ignored by all three.
+    only. An orientation noted in the file is ignored by all three. Of 16 bits a channel the upper 8 are
+    taken; grey of 32 bits or in floating point, whose range no file states, is refused.
 
     Args:
         data: encoded image, or decoded pixels uint8 [H, W, 3].
@@ -50,7 +51,27 @@ def decode(
 
 def decode_whole(data: bytes | np.ndarray, decoder: str = "pillow") -> np.ndarray:
     """Pixels uint8 [H, W, 3] of an image at its own size; arguments and errors as of `decode`."""
-    return _checked(data) if isinstance(data, np.ndarray) else _decoder(decoder)(data)
+    if isinstance(data, np.ndarray):
+        return _checked(data)
+    decode_bytes = _decoder(decoder)
+    if not data:
+        raise CorruptImage("empty file")
+    return decode_bytes(data)
+
+
+def original_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of an encoded image, from its header.
+
+    Raises:
+        CorruptImage: it is none.
+    """
+    if not data:
+        raise CorruptImage("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CorruptImage(_reason(error)) from error
 
 
 def centre(pixels: np.ndarray, crop: float) -> np.ndarray:
@@ -99,9 +120,30 @@ def _decoder(decoder: str) -> Callable[[bytes], np.ndarray]:
 def _decode_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            return _rgb(image)
     except Exception as error:  # Pillow's plugins raise many kinds on damaged files
-        raise CorruptImage(f"Pillow: {error}") from error
+        raise CorruptImage(f"Pillow: {_reason(error)}") from error
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Pixels uint8 [H, W, 3]; ``convert`` would clip grey of more than 8 bits to white.
+
+    Raises:
+        ValueError: grey whose range is not known.
+    """
+    # A PNG or PPM of 16 bits has mode I in some versions of Pillow.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        kind = "32-bit whole numbers" if image.mode == "I" else "floating-point numbers"
+        raise ValueError(f"pixels are {kind} of unknown range; allowed: 8 or 16 bits a channel")
+    return np.asarray(image.convert("RGB"))
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow says, but for the object it could not identify."""
+    return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _decode_simplejpeg(data: bytes) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What a data set holds and what is wrong with it: classes, sizes, problems."""
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpsoftmax.data.arrow import ArrowImages
-from mpsoftmax.data.decode import CorruptImage, decode
+from mpsoftmax.data.decode import CorruptImage, decode, original_size
 from mpsoftmax.data.folder import FolderImages, TarImages
 from mpsoftmax.data.image_set import IGNORE, ImageSet
 from mpsoftmax.data.inspection import EXAMPLES, Inspection, Problem
@@ -131,15 +130,9 @@ def _size(image: bytes | np.ndarray) -> tuple[int, int]:
     """Height and width in pixels of an image that decodes to the end."""
     if isinstance(image, np.ndarray):
         return image.shape[0], image.shape[1]
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(image)) as header:
-            width, height = header.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CorruptImage(str(error)) from error
-    decode(image, (height, width))
-    return height, width
+    size = original_size(image)
+    decode(image, size)
+    return size
 
 
 def _set_problems(images: ImageSet, class_sizes: np.ndarray) -> Iterator[Problem]:

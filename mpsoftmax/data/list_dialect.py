@@ -14,6 +14,8 @@ DIALECTS = {
     "csv": "path, label [, label ...]",
 }
 SAMPLE = 1000
+_PAIRS = {"same", "file1", "file2"}
+"""Columns of a list of pairs."""
 _NUMBER = re.compile(r"-?\d+(\.\d*)?([eE][+-]?\d+)?")
 
 
@@ -24,6 +26,11 @@ def dialect_of(lines: Sequence[str], source: str) -> str:
         ValueError: None fits, or two do; says what would settle it.
     """
     sample = [line for line in lines if line.strip()][:SAMPLE]
+    if sample and {field.strip() for field in sample[0].split(",")} >= _PAIRS:
+        raise ValueError(
+            f"{source}: {sample[0].strip()[:100]!r} heads a list of pairs, which data.eval takes, not of "
+            "images"
+        )
     tabs = [line.split("\t") for line in sample]
     if all(len(fields) > 1 for fields in tabs):
         return _of_tabs(tabs, source)

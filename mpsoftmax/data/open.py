@@ -24,6 +24,8 @@ ALLOWED = (
     " LIST@FOLDER-OR-TAR), a pattern such as 'shard-{000..099}.tar' or 'train-*.parquet'"
 )
 
+_PACKED_TARS = (".tgz", ".tbz2", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
 _OPTIONS: dict[Callable[..., ImageSet], tuple[str, ...]] = {
     open_folder: ("under",),
     open_tars: ("under", "layout", "label_key"),
@@ -126,6 +128,11 @@ def _open_folder(path: Path, options: dict[str, Any]) -> ImageSet:
     tars = _with_suffix(files, ".tar")
     if tars and not folders:
         return _call(open_tars, str(path), tars, **options)
+    single = _with_suffix(files, ".rec", ".arrow")
+    if single and not folders:
+        raise ValueError(
+            f"data {str(path)!r}: neither class folders nor train.rec in it; did you mean {str(single[0])!r}?"
+        )
     return _call(open_folder, str(path), path, **options)
 
 
@@ -144,6 +151,10 @@ def _open_file(path: Path, options: dict[str, Any]) -> ImageSet:
         return _call(open_parquet, text, [path], **options)
     if suffix in LIST_SUFFIXES:
         return _call(open_path_list, text, path, **options)
+    if path.name.lower().endswith(_PACKED_TARS):
+        raise ValueError(
+            f"data {text!r}: a compressed tar; allowed: an uncompressed one, whose images are read in place"
+        )
     raise ValueError(f"data {text!r}: unknown format; expected {ALLOWED}")
 
 

@@ -29,6 +29,13 @@ _SKIPPED_TYPES = {
     b"M": "continued volume",
     b"V": "volume label",
 }
+_PACKED = {
+    "gzip": (0, b"\x1f\x8b\x08"),
+    "bzip2": (4, b"1AY&SY"),  # behind BZh and a digit, with which a member's name may begin
+    "xz": (0, b"\xfd7zXZ\0"),
+    "zstd": (0, b"\x28\xb5\x2f\xfd"),
+}
+"""Where the mark of a compressed file lies, and the mark."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +59,7 @@ def index_tar(file: PositionalFile) -> TarIndex:
     """Read every header of an uncompressed tar once.
 
     Raises:
-        ValueError: Not a tar, damaged, or truncated; names the file, the offset and what was
+        ValueError: Not a tar, compressed, damaged, or truncated; names the file, the offset and what was
             expected there. An archive without its end mark (a block of zeros) counts as truncated.
     """
     names: list[str] = []
@@ -60,6 +67,7 @@ def index_tar(file: PositionalFile) -> TarIndex:
     problems: list[str] = []
     extension: dict[str, str] = {}
     offset = 0
+    _check_unpacked(file)
     while True:
         block = file.read(offset, BLOCK, "tar header (or of the end mark, a block of zeros)")
         if not any(block):
@@ -92,6 +100,13 @@ def index_tar(file: PositionalFile) -> TarIndex:
         np.array(sizes, dtype=np.int64),
         tuple(problems),
     )
+
+
+def _check_unpacked(file: PositionalFile) -> None:
+    head = file.read(0, min(file.size, 16), "tar header")
+    for name, (start, mark) in _PACKED.items():
+        if head[start:].startswith(mark):
+            raise ValueError(f"{file.path}: compressed with {name}; allowed: an uncompressed tar")
 
 
 def _not_a_file(kind: bytes, name: str, extension: dict[str, str]) -> str | None:

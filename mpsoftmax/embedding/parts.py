@@ -61,16 +61,21 @@ class Parts:
         """Begin the job, or go on with it; by one rank.
 
         Raises:
-            ValueError: the output exists, or the folder of parts belongs to another job; says what differs.
+            ValueError: the output exists or cannot be written, or the folder of parts belongs to another job;
+                says what differs.
         """
         if os.path.lexists(self.out):
             raise ValueError(f"{self.out} exists already: remove it or choose another name")
         path = self.folder / "manifest.json"
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with new_files(path) as (temporary,):
-                temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            return
+        try:
+            if not path.exists():
+                self._begin(path, manifest)
+                return
+        except OSError as error:
+            raise ValueError(
+                f"{self.out}: cannot be written: {error.strerror}: {self.folder}; allowed: a file in a "
+                "folder that can be written to"
+            ) from error
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
@@ -83,6 +88,11 @@ class Parts:
                 f"{self.folder} was begun with {first} {begun.get(first) if keys else begun!r}, now it is "
                 f"{manifest.get(first)}; allowed: the same model, data and options, or remove that folder"
             )
+
+    def _begin(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with new_files(path) as (temporary,):
+            temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not there yet."""

@@ -155,6 +155,7 @@ def export_weights(
 ) -> Exported:
     """.safetensors, and its card as .md; read back and compared tensor by tensor."""
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError as error:
         raise ValueError(
@@ -167,7 +168,10 @@ def export_weights(
     tensors = {name: one.contiguous().clone() for name, one in net.state_dict().items()}
     card = path.with_suffix(".md")
     with new_files(card, path) as (text, target):
-        save_file(tensors, target, metadata={KEY: json.dumps(tree)})
+        try:
+            save_file(tensors, target, metadata={KEY: json.dumps(tree)})
+        except (SafetensorError, OSError) as error:  # the first is what a full disk is to it, too
+            raise ValueError(f"{path}: cannot be written: {error}") from error
         back, _ = read_safetensors(target)
         if any(not torch.equal(back[name], one) for name, one in tensors.items()):
             raise ValueError("export: what was written is not what was read back")

@@ -24,14 +24,10 @@ def open_task(data: str | None, sources: Sequence[Source], options: Options) -> 
     kept out of the gallery; all their images are probes.
 
     Raises:
-        ValueError: no such set, a malformed one, or an option out of range.
+        ValueError: no such set, a malformed one, or nobody is left to be found.
     """
-    if options.gallery_images < 1:
-        raise ValueError(f"gallery_images must be at least 1, got {options.gallery_images}")
     default = 0.0 if options.gallery is not None else UNKNOWN
     share = default if options.unknown is None else options.unknown
-    if not 0 <= share < 1:
-        raise ValueError(f"unknown must be in [0, 1), got {share}")
     task = open_labelled(data, sources, options)
     labels = task.labels
     gallery, probes = task.gallery, task.queries
@@ -44,11 +40,31 @@ def open_task(data: str | None, sources: Sequence[Source], options: Options) -> 
         rest = probes
     people = np.intersect1d(labels[rest], labels[gallery])
     num = round(share * len(people))
+    if num == len(people):
+        raise ValueError(_nobody(data, task, options, len(people)))
     strangers = np.random.default_rng(0).permutation(people)[:num]
     is_stranger = np.isin(labels[gallery], strangers)
     if task.within:
         rest = np.union1d(rest, gallery[is_stranger])
     return replace(task, gallery=gallery[~is_stranger], queries=rest)
+
+
+def _nobody(data: str | None, task: LabelledTask, options: Options, num_people: int) -> str:
+    """What to say where no probe's person is in the gallery."""
+    if num_people:
+        return f"unknown: {options.unknown} of {num_people} people leaves none in the gallery; allowed: less"
+    if not task.within:
+        return f"gallery: {options.gallery}: holds nobody of {data}; allowed: at least one of its people"
+    most = np.bincount(task.labels[task.queries]).max(initial=0)
+    if most < 2:
+        return (
+            f"data: {data or 'labels'}: nobody has two images; allowed: one for the gallery and one to "
+            "search for, or a gallery of its own"
+        )
+    return (
+        f"gallery_images: {options.gallery_images} leaves no image to search for; allowed: 1..{most - 1}, as "
+        f"nobody has more than {most} images"
+    )
 
 
 def judge(task: LabelledTask, source: Source, options: Options, comm: Comm) -> Judged:

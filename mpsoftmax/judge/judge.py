@@ -12,7 +12,7 @@ from mpsoftmax.evaluate.comparison import compare
 from mpsoftmax.judge import identification, reid, retrieval, template, verification
 from mpsoftmax.judge.options import Options
 from mpsoftmax.judge.source import open_source
-from mpsoftmax.train.evaluation import GLYPH_SETS
+from mpsoftmax.train.evaluation import GLYPH_SETS, LABELLED
 
 PROTOCOLS = {
     "verification": verification,
@@ -23,7 +23,6 @@ PROTOCOLS = {
 }
 SCHEMA = 1
 """Of the report: higher where a field changes its meaning."""
-_LABELLED = (".tar", ".rec", ".arrow", ".parquet", ".json")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def judge(
         open_source(path, comm, trust_code=trust_code, skip_missing=skip_missing) for path in paths
     ]
     chosen = comm.together(lambda: chosen_protocol(protocol, data))
-    options.check_used(chosen)
+    comm.together(lambda: options.check_used(chosen))
     module: Any = PROTOCOLS[chosen]
     task = comm.together(lambda: module.open_task(data, sources, options))
     found = [module.judge(task, source, options, comm) for source in sources]
@@ -118,9 +117,9 @@ def protocol_for(data: str | None) -> str:
         return "template"
     if (path.is_dir() or path.suffix == ".tar") and path.exists() and layout_of(path):
         return "reid"
-    if path.suffix.lower() in _LABELLED and not (path.exists() or is_pattern(data)):
+    if path.suffix.lower() in LABELLED and not (path.exists() or is_pattern(data)):
         raise ValueError(f"data: {data!r}: no such file")
-    if path.is_dir() or path.suffix.lower() in _LABELLED or is_pattern(data):
+    if path.is_dir() or path.suffix.lower() in LABELLED or is_pattern(data):
         raise ValueError(
             f"protocol: {data!r} is a labelled set; allowed: --protocol identification, --protocol retrieval"
         )

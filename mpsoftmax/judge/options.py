@@ -61,6 +61,15 @@ class Options:
     reader: Mapping[str, Any] = field(default_factory=dict)
     num_bootstrap: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number out of range."""
+        if self.gallery_images < 1:
+            raise ValueError(f"gallery_images: {self.gallery_images}; allowed: 1 or more")
+        if self.unknown is not None and not 0 <= self.unknown < 1:
+            raise ValueError(f"unknown: {self.unknown}; allowed: 0 or more, below 1")
+        if self.num_bootstrap is not None and self.num_bootstrap < 0:
+            raise ValueError(f"num_bootstrap: {self.num_bootstrap}; allowed: 0 or more")
+
     def check_used(self, protocol: str) -> None:
         """Raise ValueError for something that was chosen and that this protocol does not look at."""
         for one in fields(self):

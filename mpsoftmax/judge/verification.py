@@ -13,6 +13,7 @@ from mpsoftmax.judge.source import Source, part_of, present
 from mpsoftmax.train.evaluation import (
     EvaluationSet,
     baseline,
+    check_pairs,
     glyph_recall,
     open_evaluation_set,
     pair_similarity,
@@ -24,9 +25,9 @@ def open_task(data: str, sources: Sequence[Source], options: Options) -> Evaluat
     """The pairs, without those that an embedding is missing of.
 
     Raises:
-        ValueError: no such set, or a malformed file.
+        ValueError: no such set, a malformed file, or too few pairs.
     """
-    chosen = open_evaluation_set(data, sources[0].config)
+    chosen = open_evaluation_set(data, sources[0].config, "data")
     rows = present(sources, chosen.images)
     if len(rows) < len(chosen.images):
         kept = np.isin(chosen.pairs, rows).all(1)
@@ -38,6 +39,7 @@ def open_task(data: str, sources: Sequence[Source], options: Options) -> Evaluat
             fonts=None if chosen.fonts is None else chosen.fonts[rows],
             families=None if chosen.families is None else chosen.families[rows],
         )
+        check_pairs(chosen.same, f"data: {data}: with embeddings")
     return chosen if options.mirror is None else replace(chosen, mirror=options.mirror)
 
 

@@ -242,8 +242,11 @@ def checkpoint_of(field: str, model: str, comm: Comm) -> Path:
     if latest is None:
         if not path.exists():
             raise ValueError(f"{field}: {model}: no such folder{near_name(path)}")
+        hint = ""
+        if path.suffix.lower() in (".pt", ".pth"):
+            hint = f"; for arcface_torch's .pt/.pth: mpsoftmax convert {model} MODEL"
         raise ValueError(
-            f"{field}: {model}: neither a run folder with checkpoints/latest nor a checkpoint"
+            f"{field}: {model}: neither a run folder with checkpoints/latest nor a checkpoint{hint}"
         )
     return latest
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mpsoftmax.comm import Comm
 from mpsoftmax.config import Config
 from mpsoftmax.config.checks import HELD_BACK
-from mpsoftmax.data.balanced_pairs import class_pairs
+from mpsoftmax.data.balanced_pairs import NUM_FOLDS, class_pairs
 from mpsoftmax.data.geometry_transforms import Flip
 from mpsoftmax.data.glyph_pairs import glyph_pairs
 from mpsoftmax.data.glyphs import open_glyphs
@@ -36,6 +36,8 @@ from mpsoftmax.train.precision import autocast_dtype
 
 GLYPH_SETS = {"glyphs-open": "open", "glyphs-closed": "closed"}
 NUM_PAIRS = 6000
+LABELLED = (".tar", ".rec", ".arrow", ".parquet", ".json")
+"""Suffixes of files that hold labelled images and no pairs."""
 EMBED_BATCH = 64
 
 
@@ -57,16 +59,17 @@ class EvaluationSet:
     """Glyph sets: int [n], the font family of each image."""
 
 
-def open_evaluation_set(spec: str, config: Config) -> EvaluationSet:
+def open_evaluation_set(spec: str, config: Config, field: str = "data.eval") -> EvaluationSet:
     """A verification set by its name in data.eval.
 
     Args:
         spec: `glyphs-open`, `glyphs-closed`, `held-back`, a .bin file, or a pair list, with the folder or
             tar that holds its images after an @ (default: the list's own folder).
         config: Whose glyph settings apply.
+        field: Where the user named it, for messages.
 
     Raises:
-        ValueError: no such set, or a malformed file.
+        ValueError: no such set, a malformed file, or pairs that `check_pairs` refuses.
     """
     if spec in GLYPH_SETS:
         images = open_glyphs(**glyph_options(config, GLYPH_SETS[spec]))
@@ -75,23 +78,55 @@ def open_evaluation_set(spec: str, config: Config) -> EvaluationSet:
             spec, images, pairs, same, mirror=False, fonts=images.fonts, families=images.families
         )
     if spec == HELD_BACK:
-        images = open_held_back(config)
-        try:
-            pairs, same = class_pairs(images.labels, NUM_PAIRS, seed=config.data.seed)
-        except ValueError as error:
-            raise ValueError(f"data.held_back: {config.data.held_back}: {error}") from error
-        return EvaluationSet(spec, images, pairs, same, mirror=mirrors(config))
+        return _held_back_set(config, field)
     path, _, holder = spec.partition("@")
-    if not Path(path).is_file():
+    if not Path(path).is_file() or path.lower().endswith(LABELLED):
+        what = f"no such file{near_name(path)}"
+        if Path(path).exists():
+            what = "a labelled set, and verification needs pairs"
         raise ValueError(
-            f"data.eval: {spec!r}: no such file{near_name(path)}; allowed: {', '.join(GLYPH_SETS)}, "
+            f"{field}: {spec!r}: {what}; allowed: {', '.join(GLYPH_SETS)}, "
             f"{HELD_BACK}, a .bin file, or a pair list as LIST or LIST@FOLDER-OR-TAR"
         )
     name = Path(path).stem
     found = (
         read_bin(path) if path.endswith(".bin") else read_pairs(path, holder or Path(path).parent)
     )
+    check_pairs(found.same, f"{field}: {path}")
     return EvaluationSet(name, found.images, found.pairs, found.same, mirror=True)
+
+
+def _held_back_set(config: Config, field: str) -> EvaluationSet:
+    """Pairs of the classes that the training does not see."""
+    if not config.data.held_back:
+        raise ValueError(
+            f"{field}: {HELD_BACK!r}: the training held no classes back (data.held_back: 0); allowed: "
+            "another set, or a training with data.held_back=N"
+        )
+    images = open_held_back(config)
+    try:
+        pairs, same = class_pairs(images.labels, NUM_PAIRS, seed=config.data.seed)
+    except ValueError as error:
+        raise ValueError(f"data.held_back: {config.data.held_back}: {error}") from error
+    return EvaluationSet(HELD_BACK, images, pairs, same, mirror=mirrors(config))
+
+
+def check_pairs(same: np.ndarray, where: str) -> None:
+    """Refuse pairs that ten-fold verification cannot judge, before anything is embedded.
+
+    Args:
+        same: bool [P].
+        where: What the message begins with: field and file.
+
+    Raises:
+        ValueError: fewer than ten pairs, or all of one kind.
+    """
+    num, num_same = len(same), int(same.sum())
+    if num < NUM_FOLDS or num_same in (0, num):
+        raise ValueError(
+            f"{where}: {num} pairs, {num_same} of them of the same class; allowed: at least {NUM_FOLDS}, of "
+            "both kinds"
+        )
 
 
 def mirrors(config: Config) -> bool:

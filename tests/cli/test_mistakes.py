@@ -1,6 +1,9 @@
 """A user's mistake is status 2 and one line that names it; never a traceback."""
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import re
 import tarfile
@@ -37,6 +40,12 @@ def here(tmp_path, monkeypatch):
     tarfile.open(tmp_path / "empty.tar", "w").close()
     (tmp_path / "empty.bin").write_bytes(b"")
     (tmp_path / "text.tar").write_text("this is no tar, whatever its name says" * 30)
+    for name, packer in (("gz", gzip), ("bz2", bz2), ("xz", lzma)):
+        (tmp_path / f"{name}.tar").write_bytes(packer.compress(b"as good as a tar"))
+    (tmp_path / "faces.tar.gz").write_bytes(gzip.compress(b"as good as a tar"))
+    (tmp_path / "recs").mkdir()
+    (tmp_path / "recs/good.rec").write_bytes(b"")
+    (tmp_path / "model.pt").write_bytes(b"")
     (tmp_path / "zeros.parquet").write_bytes(b"\0" * 100)
     (tmp_path / "good.yaml").write_text(
         "data: {train: faces, image_size: [16, 16], workers: 0}\ntrain: {steps: 1, batch_size: 2}\n"
@@ -47,6 +56,9 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "twice.yaml").write_text("train: {steps: 1, steps: 2}\n")
     (tmp_path / "pairs.txt").write_text("faces/a/0.png faces/a/9.png 1\n")
+    (tmp_path / "few.csv").write_text(
+        "same,file1,file2\n1,faces/a/0.png,faces/a/1.png\n0,faces/a/0.png,faces/b/1.png\n"
+    )
     (tmp_path / "file").write_text("")
     return tmp_path
 
@@ -83,6 +95,11 @@ CASES = [
     ((*GOOD, "data.train=texts"), "no images found .*not an image by its suffix"),
     ((*GOOD, "data.train=empty.tar"), r"empty\.tar: no images found"),
     ((*GOOD, "data.train=text.tar"), r"text\.tar: tar header"),
+    ((*GOOD, "data.train=gz.tar"), r"gz\.tar: compressed with gzip; allowed: an uncompressed tar"),
+    ((*GOOD, "data.train=bz2.tar"), r"bz2\.tar: compressed with bzip2; allowed: an uncompressed"),
+    ((*GOOD, "data.train=xz.tar"), r"xz\.tar: compressed with xz; allowed: an uncompressed tar"),
+    ((*GOOD, "data.train=faces.tar.gz"), r"'faces\.tar\.gz': a compressed tar; allowed: an uncomp"),
+    ((*GOOD, "data.train=recs"), r"'recs': neither .* in it; did you mean 'recs/good\.rec'\?"),
     ((*GOOD, "data.train=broken"), "corrupt image .*broken/x/"),
     ((*GOOD, "data.train=zeros.parquet"), r"zeros\.parquet: Parquet file expected"),
     ((*GOOD, "data.train=good.yaml"), r"'good\.yaml': unknown format"),
@@ -95,6 +112,12 @@ CASES = [
     ),
     ((*GOOD, "data.eval=[pairs.txt]"), r"pairs\.txt:1: no file 'faces/a/9\.png'"),
     ((*GOOD, "data.eval=[empty.bin]"), r"empty\.bin"),
+    (
+        (*GOOD, "data.eval=[few.csv]"),
+        r"data\.eval: few\.csv: 2 pairs, 1 of them of the same class; allowed: at least 10, of both",
+    ),
+    ((*GOOD, "data.eval=[faces]"), r"data\.eval: 'faces': a labelled set, and .* needs pairs"),
+    ((*GOOD, "data.eval=[empty.tar]"), r"data\.eval: 'empty\.tar': a labelled set"),
     ((*GOOD, "run.dir=file"), r"run\.dir: file cannot be created: File exists"),
     ((*GOOD, "run.dir=file/run"), r"run\.dir: file/run cannot be created: Not a directory"),
     ((*GOOD, "--picture", "x.png"), r"--picture: 'x\.png'; allowed with --dry-run"),
@@ -131,7 +154,19 @@ CASES = [
     (("convert", "faces", "x.rec", "--style", "im2re"), "'im2re'; did you mean 'im2rec'"),
     (("evaluate", "faces", "--data", "pairs.txt"), "faces: neither a run folder"),
     (("evaluate", "fases", "--data", "x"), "fases: no such folder; did you mean 'faces'"),
+    (
+        ("evaluate", "model.pt", "--data", "x"),
+        "nor a checkpoint; for arcface_torch's .pt/.pth: mpsoftmax convert model.pt MODEL",
+    ),
     (("evaluate", "faces"), "faces: neither a run folder"),
+    (
+        ("evaluate", "faces", "--unknown", "1"),
+        "--unknown: '1'; allowed: a number of at least 0 and",
+    ),
+    (
+        ("evaluate", "faces", "--bootstrap", "-1"),
+        "--bootstrap: '-1'; allowed: a whole number of at",
+    ),
     (("clean", "--apply", "file", "faces", "x.view.json", "--mirror"), "--mirror: True; not used"),
     (("doctor", "god.yaml"), r"cannot be read: No such file .*did you mean 'good\.yaml'"),
     (("doctor", "--timeout-s", "0"), r"--timeout-s: 0\.0; allowed: a positive number"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpsoftmax.data.decode import DECODERS, CorruptImage, check_decoder, decode
+from mpsoftmax.data.decode import DECODERS, CorruptImage, check_decoder, decode, original_size
 
 MODULES = {"pillow": "PIL", "simplejpeg": "simplejpeg", "opencv": "cv2"}
 
@@ -61,14 +61,42 @@ def test_a_noted_orientation_is_ignored(decoder):
 def test_damage_is_reported(decoder, damage):
     whole = encoded(np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8))
     data = {"empty": b"", "text": b"not an image at all", "truncated": whole[: len(whole) // 2]}
-    with pytest.raises(CorruptImage):
+    with pytest.raises(CorruptImage, match="^empty file$" if damage == "empty" else None) as error:
         decode(data[damage], (40, 24), decoder)
+    assert "object at 0x" not in str(error.value)
+    if damage != "truncated":
+        with pytest.raises(CorruptImage, match=r"^(empty file|no known image format)$"):
+            original_size(data[damage])
 
 
 @pytest.mark.parametrize(("format", "mode"), [("PNG", "RGBA"), ("PNG", "P"), ("BMP", "RGB")])
 def test_pillow_reads_other_formats(format, mode):
     out = decode(encoded(picture(), format, mode), (40, 24))
     assert abs(out.astype(int) - picture()).mean() < (0.01 if mode != "P" else 40)
+
+
+def grey_of_16_bits():
+    return (np.arange(40 * 24, dtype=np.uint16) * 68).reshape(40, 24)  # 0 .. 65212
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])  # Pillow's modes I;16, I;16 and I
+def test_16_bits_become_the_upper_8(format):
+    buffer = io.BytesIO()
+    Image.fromarray(grey_of_16_bits()).save(buffer, format)
+    out = decode(buffer.getvalue(), (40, 24))
+    assert out.dtype == np.uint8
+    assert (out == (grey_of_16_bits() >> 8)[:, :, None]).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(np.int32, "32-bit whole numbers"), (np.float32, "floating-point numbers")]
+)
+def test_grey_of_unknown_range_is_refused(dtype, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(grey_of_16_bits().astype(dtype)).save(buffer, "TIFF")
+    message = f"Pillow: pixels are {kind} of unknown range; allowed: 8 or 16 bits a channel"
+    with pytest.raises(CorruptImage, match=message):
+        decode(buffer.getvalue(), (40, 24))
 
 
 def test_simplejpeg_refuses_what_is_no_jpeg():

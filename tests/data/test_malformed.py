@@ -287,7 +287,7 @@ def test_tar_other_content(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a/1.jpg"))
-    with pytest.raises(ValueError, match=r"a compressed one must be unpacked first|tar header"):
+    with pytest.raises(ValueError, match=r"a\.tar: compressed with gzip; allowed"):
         read_all(path)
     path.write_bytes(np.random.default_rng(0).bytes(5000))
     with pytest.raises(ValueError, match=r"a\.tar: tar header at offset 0"):

@@ -86,6 +86,14 @@ def test_which_label_of_a_csv(root):
         ("webface\t0\t99\t5\n", "TFace's index of .tfrecord files, which are not read"),
         ("a.jpg b.jpg 1\na.jpg c.jpg 0\n", "is a list of pairs, which data.eval takes"),
         ("a.jpg\tb.jpg\t1\n", "is a list of pairs, which data.eval takes"),
+        (
+            "same,file1,file2\n1,a.jpg,b.jpg\n",
+            "'same,file1,file2' heads a list of pairs, which data.e",
+        ),
+        (
+            "fold,same,file1,file2\n0,1,a.jpg,b.jpg\n",
+            "'fold,same,file1,file2' heads a list of pairs",
+        ),
         ("3\ta.jpg\n4\tb.jpg\n", "'label TAB path' found; allowed: 'path TAB label'"),
         ("a.jpg\t1\nb.jpg 2\n", "some lines have TABs and others have none"),
         ("a.jpg one\n", "no dialect fits 'a.jpg one'; allowed: path TAB label"),

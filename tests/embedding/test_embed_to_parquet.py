@@ -134,6 +134,14 @@ def test_another_job_does_not_go_on(run, faces, tmp_path):
         embed(run, faces, out, mirror=True)
 
 
+def test_where_nothing_can_be_written(run, faces):
+    """Below /proc nobody may make a folder, not even root."""
+    with pytest.raises(
+        ValueError, match=r"^/proc/e\.parquet: cannot be written: [^\[]*e\.parquet\.parts; al"
+    ):
+        embed(run, faces, Path("/proc/e.parquet"))
+
+
 def fails(run, data, out):
     with pytest.raises(ValueError, match=r"two-.*jpg") as error:
         embed(run, data, out)

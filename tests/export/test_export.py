@@ -152,6 +152,12 @@ def test_the_card(run, pairs, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
+def test_weights_where_nothing_can_be_written(run):
+    """Below /proc nobody may make a file, not even root."""
+    with pytest.raises(ValueError, match=r"^/proc/w\.safetensors: cannot be written: .*I/O error"):
+        export(run, "/proc/w.safetensors")
+
+
 def changed(file, out, tensors=None, **tree):
     """The file with other tensors or with other values in its header."""
     with safe_open(file, "pt") as opened:

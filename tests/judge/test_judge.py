@@ -7,13 +7,14 @@ import pytest
 from small_runs import summed
 
 from mpsoftmax.cli import main
-from mpsoftmax.comm import Comm
+from mpsoftmax.comm import AgreedError, Comm
 from mpsoftmax.config import load
 from mpsoftmax.data.convert import convert
 from mpsoftmax.data.pairs import PairSet, write_bin
 from mpsoftmax.data.synthetic import Synthetic
 from mpsoftmax.judge.judge import judge
 from mpsoftmax.judge.options import Options
+from mpsoftmax.train.evaluation import check_pairs
 from mpsoftmax.train.loop import Trainer
 
 
@@ -99,6 +100,28 @@ def test_missing_models_and_data(ranks, tmp_path, pairs):
     ranks.run(train, 1, folder=tmp_path / "run", evaluation=pairs)
     with pytest.raises(AssertionError, match="no such file; allowed: glyphs-open"):
         ranks.run(judged, 1, model=tmp_path / "run", data="nothing.bin")
+    images = Synthetic(num_classes=2, images_per_class=1, size=(16, 16))
+    few = tmp_path / "few.bin"
+    write_bin(few, PairSet(images, np.tile([0, 1], (9, 1)), np.arange(9) % 2 == 0))
+    why = f"{few}: 9 pairs, 5 of them of the same class; allowed: at least 10, of both kinds"
+    said = ranks.run(refusals, 2, folder=tmp_path, evaluation=few)
+    assert said == [(f"data.eval: {why}", f"data: {why}")] * 2
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_pairs_of_one_kind_are_refused(same):
+    check_pairs(np.array([same] * 9 + [not same]), "a.csv")
+    with pytest.raises(ValueError, match=rf"a\.csv: 12 pairs, {12 * same} of them .* both kinds"):
+        check_pairs(np.full(12, same), "a.csv")
+
+
+def refusals(folder, evaluation):
+    """What training and judging, both before they begin, say of a set."""
+    with pytest.raises(AgreedError) as trained:
+        train(folder / "other", evaluation)
+    with pytest.raises(AgreedError) as evaluated:
+        judged(folder / "run", evaluation)
+    return str(trained.value), str(evaluated.value)
 
 
 def test_convert_and_inspect_commands(tmp_path, capsys):

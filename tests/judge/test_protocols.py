@@ -362,18 +362,60 @@ def test_malformed_embeddings(tmp_path, columns, message):
 
 
 @pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"unknown": 1.0}, r"unknown: 1\.0; allowed: 0 or more, below 1"),
+        ({"gallery_images": 0}, "gallery_images: 0; allowed: 1 or more"),
+        ({"num_bootstrap": -1}, "num_bootstrap: -1; allowed: 0 or more"),
+    ],
+)
+def test_options_out_of_range(values, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**values)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(unknown=1.0), r"unknown must be in \[0, 1\)"),
         (Options(gallery="nowhere"), "no such file or folder"),
+        (
+            Options(gallery_images=10),
+            r"gallery_images: 10 leaves no .*; allowed: 1\.\.5, as nobody",
+        ),
+        (Options(unknown=0.99), r"unknown: 0\.99 of \d+ people leaves none in the gallery"),
         (Options(thresholds="insightface"), "thresholds: .*; not used by identification; allowed"),
         (Options(backend="faiss"), "backend: 'faiss'; not used by identification"),
-        (Options(num_bootstrap=-1), "num_bootstrap must be 0 or more"),
     ],
 )
 def test_bad_options(runs, people, options, message):
     with pytest.raises(ValueError, match=message):
         values_of(runs / "short", people, options, protocol="identification")
+
+
+def test_identification_needs_two_images_of_somebody(runs, tmp_path):
+    images = Synthetic(num_classes=3, images_per_class=6, size=(16, 16))
+    single = write(tmp_path / "single", images, lambda label, place: place == 0)
+    with pytest.raises(ValueError, match="single: nobody has two images; allowed: one for the"):
+        values_of(runs / "short", single, protocol="identification")
+    other = write(tmp_path / "other", images, lambda label, place: label == 1)
+    (other / "p1").rename(other / "somebody else")
+    with pytest.raises(ValueError, match=r"gallery: .*other: holds nobody of .*single; allowed"):
+        values_of(runs / "short", single, Options(gallery=str(other)), protocol="identification")
+
+
+def test_what_holds_no_pairs_is_not_verified(runs, people):
+    for data, message in (
+        (
+            people,
+            "data: '.*set': a labelled set, and verification needs pairs; allowed: glyphs-open",
+        ),
+        (
+            "held-back",
+            r"data: 'held-back': the training held no classes back \(data\.held_back: 0\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            values_of(runs / "short", data, protocol="verification")
 
 
 @pytest.mark.parametrize(
