@@ -12,6 +12,17 @@ from mpsoftmax.config.sections import Config
 from mpsoftmax.data.near_names import near_name
 from mpsoftmax.strict import build, parse_yaml
 
+DEFAULT_KINDS = {
+    "head.objective": "arcface",
+    "head.negatives": "all",
+    "head.candidates": "all",
+    "head.weights": "learned",
+    "head.optimizer": "sgd",
+    "head.baskets.rule": "top_one",
+    "train.engine": "ddp",
+}
+"""The named parts, {kind: name, ...}, by path, and the kind of each that is not given."""
+
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `key.path=value` overrides, all strictly checked.
@@ -52,22 +63,30 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(
+    tree: dict[str, Any], override: str, kinds: Mapping[str, str] = DEFAULT_KINDS
+) -> None:
     """Set one `key.path=value` in a tree of mappings, in place.
 
-    A name on the way ({head: {objective: arcface}}) becomes a mapping {kind: name}, so that
-    head.objective.margin=0.4 works on top of head.objective=arcface.
+    A name on the way ({head: {objective: cosface}}) becomes a mapping {kind: name}, and a named part that is
+    not there begins as its default, so that head.objective.margin=0.4 works on top of either.
+
+    Args:
+        tree: Changed.
+        override: `key.path=value`.
+        kinds: What named parts begin as, by path; those left out begin without a kind.
     """
     path, separator, text = override.partition("=")
     keys = path.split(".")
     if not separator or not all(keys):
         raise ValueError(f"override {override!r}; allowed: key.path=value")
-    for key in keys[:-1]:
+    for place, key in enumerate(keys[:-1], start=1):
         below = tree.get(key)
         if isinstance(below, str):
             below = {"kind": below}
         elif below is None:
-            below = {}
+            kind = kinds.get(".".join(keys[:place]))
+            below = {} if kind is None else {"kind": kind}
         elif not isinstance(below, dict):
             raise ValueError(f"override {override!r}: {key} is {below!r}, which has no fields")
         tree[key] = below

@@ -1,14 +1,21 @@
 """The configuration of a training: from a file, or from the data alone."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mpsoftmax.config import Config, apply_override, from_tree, load
-from mpsoftmax.config.loading import read_yaml
+from mpsoftmax.config.loading import DEFAULT_KINDS, read_yaml
 from mpsoftmax.train.data_facts import look, run_name, with_length
-from mpsoftmax.train.defaults import choose, filled_in, is_given, render, value_of
+from mpsoftmax.train.defaults import (
+    choose,
+    filled_in,
+    is_given,
+    render,
+    value_of,
+    with_value,
+)
 
 
 def settings_of(path: str | None, overrides: Sequence[str], world: int) -> tuple[Config, str]:
@@ -31,7 +38,7 @@ def settings_of(path: str | None, overrides: Sequence[str], world: int) -> tuple
         return load(path, overrides), ""
     given: dict[str, Any] = {}
     for override in overrides:
-        apply_override(given, override)
+        apply_override(given, override, kinds={})  # a kind that is not given is chosen, if any is
     valid = from_tree(with_length(given))
     if not is_given(given, "data.train"):
         raise ValueError(
@@ -45,7 +52,15 @@ def settings_of(path: str | None, overrides: Sequence[str], world: int) -> tuple
             check_same_data(stored, valid)
         return continued(stored, overrides, given), f"settings of {stored}, the run found there"
     choices = choose(look(given, world), given)
-    return from_tree(filled_in(given, choices)), render(choices)
+    return from_tree(with_kinds(filled_in(given, choices))), render(choices)
+
+
+def with_kinds(tree: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the tree in which named parts of which single fields were given have their default kind."""
+    for path, kind in DEFAULT_KINDS.items():
+        if isinstance(value_of(tree, path, None), Mapping) and not is_given(tree, f"{path}.kind"):
+            tree = with_value(tree, f"{path}.kind", kind)
+    return tree
 
 
 def check_same_data(stored: Path, config: Config) -> None:
