@@ -100,6 +100,7 @@ def show(config: "Config", world: int, picture: str | None) -> int:
 def train(config: "Config") -> int:
     """As one rank, to the end."""
     from mpsoftmax.comm import connect, disconnect
+    from mpsoftmax.train.left_out import left_out
     from mpsoftmax.train.loop import Trainer
     from mpsoftmax.train.stopping import Stopped, end_with_parent
 
@@ -109,6 +110,8 @@ def train(config: "Config") -> int:
     try:
         with comm.naming("a step's collectives"):  # DDP's reductions are not called through comm
             trainer = Trainer(config, comm)
+            if comm.rank == 0 and (unused := left_out(trainer.images)):
+                print(unused, flush=True)
             with page_of(config, comm.rank):
                 summary = trainer.run()
         if comm.rank == 0:

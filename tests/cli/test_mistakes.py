@@ -31,9 +31,11 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts/x").mkdir(parents=True)
     (tmp_path / "texts/x/readme.md").write_text("no image")
-    (tmp_path / "broken/x").mkdir(parents=True)
-    for k in range(3):
-        (tmp_path / f"broken/x/{k}.jpg").write_bytes(b"not an image")
+    for k, label in enumerate("xyz"):
+        (tmp_path / "broken" / label).mkdir(parents=True)
+        (tmp_path / f"broken/{label}/{k}.jpg").write_bytes(b"not an image")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/people").symlink_to(tmp_path / "faces/a")
     tarfile.open(tmp_path / "empty.tar", "w").close()
     (tmp_path / "empty.bin").write_bytes(b"")
     (tmp_path / "text.tar").write_text("this is no tar, whatever its name says" * 30)
@@ -83,7 +85,14 @@ CASES = [
     ((*GOOD, "data.train=texts"), "no images found .*not an image by its suffix"),
     ((*GOOD, "data.train=empty.tar"), r"empty\.tar: no images found"),
     ((*GOOD, "data.train=text.tar"), r"text\.tar: tar header"),
-    ((*GOOD, "data.train=broken"), "corrupt image .*broken/x/"),
+    ((*GOOD, "data.train=broken"), "corrupt image .*broken/[xyz]/"),
+    ((*GOOD, "data.train=one"), r"data\.train: 1 class \('people'\); allowed: at least 2"),
+    (("train", "data.train=one"), r"data\.train: 1 class \('people'\); allowed: at least 2"),
+    (
+        (*GOOD, "train.schedule.warmup=3"),
+        r"train\.schedule\.warmup: 3; allowed: below the number of steps, 1",
+    ),
+    ((*GOOD, "head.objective.margn=3"), r"head\.objective\.margn: unknown key; did you mean 'marg"),
     ((*GOOD, "data.train=zeros.parquet"), r"zeros\.parquet: Parquet file expected"),
     ((*GOOD, "data.train=good.yaml"), r"'good\.yaml': unknown format"),
     ((*GOOD, "data.train=[faces, nowhere]"), r"data\.train\[1\]: .*'nowhere': no such file"),
