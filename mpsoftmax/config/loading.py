@@ -1,6 +1,7 @@
 """YAML files and `key.path=value` overrides into a Config, and back."""
 
 import dataclasses
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ DEFAULT_KINDS = {
     "train.engine": "ddp",
 }
 """The named parts, {kind: name, ...}, by path, and the kind of each that is not given."""
+
+DATA_SUFFIXES = (".tar", ".rec", ".parquet", ".arrow", ".lst", ".csv", ".bin")
+"""Of files that are data and never a config."""
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -51,16 +55,32 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        hint = near_name(path) if isinstance(error, FileNotFoundError) else ""
+        hint = near_name(path) if isinstance(error, FileNotFoundError) else meant_as_data(path)
         raise ValueError(f"config {path}: cannot be read: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"config {path}: not UTF-8 text: {error}") from error
-    tree = parse_yaml(text, f"config {path}")
+        raise ValueError(f"config {path}: not UTF-8 text: {error}{meant_as_data(path)}") from error
+    try:
+        tree = parse_yaml(text, f"config {path}")
+    except ValueError as error:
+        raise ValueError(f"{error}{meant_as_data(path)}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ValueError(f"config {path}: holds a {type(tree).__name__}; allowed: a mapping")
+        raise ValueError(
+            f"config {path}: holds a {type(tree).__name__}; allowed: a mapping{meant_as_data(path)}"
+        )
     return tree
+
+
+def meant_as_data(path: str | Path) -> str:
+    """`; did you mean data.train=PATH?` where a config's path is that of data or of a run, else nothing."""
+    suffix, folder = Path(path).suffix.lower(), Path(path).is_dir()
+    if folder and (Path(path) / "config.yaml").exists():
+        return f"; did you mean {shlex.quote(str(Path(path) / 'config.yaml'))}?"
+    if not folder and suffix not in DATA_SUFFIXES:
+        return ""
+    key = "data.eval" if suffix == ".bin" else "data.train"
+    return f"; did you mean {shlex.quote(f'{key}={path}')}?"
 
 
 def apply_override(

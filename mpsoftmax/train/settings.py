@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from mpsoftmax.train.defaults import (
 )
 
 
-def settings_of(path: str | None, overrides: Sequence[str], world: int) -> tuple[Config, str]:
+def settings_of(
+    path: str | None, overrides: Sequence[str], world: int, *, gpu: bool | None = None
+) -> tuple[Config, str]:
     """The configuration, and what is to be said about where it comes from.
 
     With a file, its settings and the overrides and nothing else. Without one, `data.train` must be among the
@@ -29,6 +32,7 @@ def settings_of(path: str | None, overrides: Sequence[str], world: int) -> tuple
         path: The file, or None.
         overrides: `key.path=value`.
         world: Ranks.
+        gpu: Whether it is to run on GPUs; None: as this machine has them or not.
 
     Raises:
         ValueError: as `load`; or neither a file nor data; or the data cannot be opened; or the folder that
@@ -42,8 +46,8 @@ def settings_of(path: str | None, overrides: Sequence[str], world: int) -> tuple
     valid = from_tree(with_length(given))
     if not is_given(given, "data.train"):
         raise ValueError(
-            "neither CONFIG nor data.train=PATH is given; allowed: a YAML file, or data.train=PATH alone, as "
-            "in: mpsoftmax train data.train=faces.tar"
+            "neither CONFIG nor data.train=PATH is given; allowed: a YAML file, or data.train=PATH alone, "
+            "such as data.train=faces.tar"
         )
     folder = Path(str(value_of(given, "run.dir", f"runs/{run_name(valid)}")))
     stored = folder / "config.yaml"
@@ -51,7 +55,8 @@ def settings_of(path: str | None, overrides: Sequence[str], world: int) -> tuple
         if not is_given(given, "run.dir"):
             check_same_data(stored, valid)
         return continued(stored, overrides, given), f"settings of {stored}, the run found there"
-    choices = choose(look(given, world), given)
+    facts = look(given, world)
+    choices = choose(facts if gpu is None else replace(facts, gpu=gpu), given)
     return from_tree(with_kinds(filled_in(given, choices))), render(choices)
 
 
