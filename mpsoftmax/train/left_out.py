@@ -21,4 +21,4 @@ def left_out(images: ImageSet) -> str | None:
     if not reasons:
         return None
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-    return f"data.train: {reasons.total():,} not used ({counts}); mpsoftmax inspect shows which"
+    return f"data.train: {reasons.total():,} not used ({counts}); mpsoftmax inspect shows some"

@@ -38,7 +38,7 @@ def test_the_data_alone_are_enough_and_a_run_goes_on_with_its_settings(data, cap
     assert "settings chosen from the data" in said
     assert "data.held_back" in said
     reasons = "1 not an image by its suffix, 1 outside any class folder"
-    assert f"data.train: 2 not used ({reasons}); mpsoftmax inspect shows which" in said
+    assert f"data.train: 2 not used ({reasons}); mpsoftmax inspect shows some" in said
     assert "next: mpsoftmax evaluate runs/marks --data held-back" in said
     run = data / "runs/marks"
     config = yaml.safe_load((run / "config.yaml").read_text())
