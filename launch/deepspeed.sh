@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The same training started by DeepSpeed's launcher instead of torchrun, without ssh: every node runs the same line.
-#   launch/deepspeed.sh configs/faces_small.yaml train.engine=deepspeed ...                       this machine
+#   launch/deepspeed.sh configs/faces_r50.yaml train.engine=deepspeed ...                       this machine
 #   HOSTFILE=my_hosts NODE_RANK=1 MASTER=node0:29500 launch/deepspeed.sh CONFIG ...               second of several
 #
 # HOSTFILE   nodes and their ranks (default: launch/hostfile)

@@ -24,7 +24,7 @@ BASE = (
     "train.steps=10",
     "train.batch_size=12",
     "train.log_every=1",
-    "train.schedule={kind: cosine, warmup: 2}",
+    "train.schedule={kind: cosine, warmup: 0.2}",
     "track.wandb=disabled",
 )
 

@@ -8,14 +8,14 @@ from typing import Any
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 
-def add_config(command: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """CONFIG key.path=value ..."""
-    if optional:
-        command.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file")
-    else:
-        command.add_argument(
-            "config", metavar="CONFIG", help="YAML file; docs/configuration.md lists every key"
-        )
+def add_config(command: argparse.ArgumentParser) -> None:
+    """[CONFIG] key.path=value ..."""
+    command.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="YAML file; docs/configuration.md lists every key",
+    )
     command.add_argument("overrides", nargs="*", metavar="key.path=value", help="single settings")
 
 

@@ -18,7 +18,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 exit status: 0 all is ok; 1 a line needs a look; 2 a mistake in what was given""",
     )
-    add_config(doctor, optional=True)
+    add_config(doctor)
     add_nproc(doctor)
     add_json(doctor, "findings")
     doctor.add_argument(

@@ -1,6 +1,7 @@
 """`mpsoftmax inspect`."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from mpsoftmax.cli.arguments import Commands, add_reader, reader_options
@@ -53,5 +54,5 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     found = inspect(options.path, sample=sample, **reader_options(options))
     print(found.render())
     if found.num_pairs is None and found.num_classes > 1:
-        print(f"next: mpsoftmax train data.train={options.path} --dry-run")
+        print(f"next: mpsoftmax train {shlex.quote(f'data.train={options.path}')} --dry-run")
     return 0

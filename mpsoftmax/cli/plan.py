@@ -17,12 +17,14 @@ FIGURES = {
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
-    """`plan CONFIG` and its options."""
+    """`plan [CONFIG]` and its options."""
     plan = commands.add_parser(
         "plan",
         help="say what a training will cost: memory, communication, time",
-        description="Arithmetic only: nothing is trained, and with --classes no data is opened.",
-        epilog="""example:
+        description="Arithmetic only: nothing is trained, and with CONFIG and --classes no data is opened. "
+        "Without CONFIG, data.train=PATH is enough, as in train.",
+        epilog="""examples:
+  mpsoftmax plan data.train=faces.tar --gpus 2
   mpsoftmax plan configs/faces_small.yaml --classes 10000000 --gpus 8 --gpu H100-80GB train.batch_size=1024
 
 exit status: 0, whether it fits or not; 2 a mistake in what was given""",
@@ -51,22 +53,23 @@ exit status: 0, whether it fits or not; 2 a mistake in what was given""",
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Plan, on one page."""
-    from mpsoftmax.config import load
     from mpsoftmax.plan.machines import machine_of
     from mpsoftmax.plan.page import render
     from mpsoftmax.plan.planning import class_sizes, make_plan, ranks_per_node
     from mpsoftmax.plan.values import as_json
     from mpsoftmax.train.build import check_parts
+    from mpsoftmax.train.settings import settings_of
 
-    if options.config is None:
-        raise ValueError("CONFIG: not given; allowed: a YAML file before key.path=value")
     sys.path.insert(0, os.getcwd())  # as in train
     per_node = ranks_per_node(options.gpus, options.nodes)
     figures = {name: getattr(options, name) for name in FIGURES}
     machine = machine_of(options.gpu, **figures, per_node=per_node)
-    config = load(options.config, options.overrides)
+    on_gpus = machine.kind == "cuda"
+    config, said = settings_of(options.config, options.overrides, options.gpus, gpu=on_gpus)
     check_parts(config)
     made = make_plan(config, class_sizes(config, options.classes), options.gpus, machine)
+    if said:
+        print(f"{said}\n")
     print(render(made))
     if options.json:
         Path(options.json).write_text(as_json(made))

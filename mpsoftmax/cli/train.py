@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from mpsoftmax.cli.ranks import spawn, wants_ranks
 
 if TYPE_CHECKING:
     from mpsoftmax.config import Config
+    from mpsoftmax.plan.machines import Machine
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -31,7 +33,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 exit status: 0 trained to the last step; 1 a rank was lost; 2 a mistake in what was given;
   128 + signal if a signal asked to stop (130 Ctrl-C, 143 SIGTERM): a checkpoint was written""",
     )
-    add_config(train, optional=True)
+    add_config(train)
     add_nproc(train)
     train.add_argument(
         "--print", action="store_true", help="print the resolved configuration and stop"
@@ -80,15 +82,13 @@ def show(config: "Config", world: int, picture: str | None) -> int:
     from pathlib import Path
 
     from mpsoftmax.data.contact_sheet import save_picture
-    from mpsoftmax.plan.machines import machine_of
     from mpsoftmax.plan.page import render
     from mpsoftmax.plan.planning import make_plan
     from mpsoftmax.train.first_batch import first_batch
-    from mpsoftmax.train.inputs import total_steps, training_device
+    from mpsoftmax.train.inputs import total_steps
 
     sheet, images, sizes = first_batch(config)
-    machine = machine_of("cpu" if training_device().type == "cpu" else "H100-80GB")
-    print(f"\n{render(make_plan(config, sizes, world, machine))}\n")
+    print(f"\n{render(make_plan(config, sizes, world, machine_here()))}\n")
     path = Path(picture or Path(config.run.dir) / "first-batch.png")
     save_picture(sheet, path)
     print(f"{total_steps(config, images):,} steps of {config.train.batch_size}")
@@ -97,9 +97,24 @@ def show(config: "Config", world: int, picture: str | None) -> int:
     return 0
 
 
+def machine_here() -> "Machine":
+    """This process's device, for a plan: a GPU with the memory it has."""
+    import torch
+
+    from mpsoftmax.plan.machines import machine_found, machine_of
+    from mpsoftmax.train.inputs import training_device
+
+    device = training_device()
+    if device.type == "cpu":
+        return machine_of("cpu")
+    found = torch.cuda.get_device_properties(device)
+    return machine_found(found.name, found.total_memory)
+
+
 def train(config: "Config") -> int:
     """As one rank, to the end."""
     from mpsoftmax.comm import connect, disconnect
+    from mpsoftmax.train.left_out import left_out
     from mpsoftmax.train.loop import Trainer
     from mpsoftmax.train.stopping import Stopped, end_with_parent
 
@@ -109,11 +124,13 @@ def train(config: "Config") -> int:
     try:
         with comm.naming("a step's collectives"):  # DDP's reductions are not called through comm
             trainer = Trainer(config, comm)
+            if comm.rank == 0 and (unused := left_out(trainer.images)):
+                print(unused, flush=True)
             with page_of(config, comm.rank):
                 summary = trainer.run()
         if comm.rank == 0:
             print(f"done: step {summary.steps}; results in {summary.folder}")
-            print(f"next: mpsoftmax evaluate {summary.folder} --data {_judged_by(config)}")
+            print(f"next: {next_command(summary.folder, config)}")
     except Stopped as stopped:
         if comm.rank == 0:
             print(f"mpsoftmax train: {stopped}", flush=True)
@@ -123,9 +140,10 @@ def train(config: "Config") -> int:
     return 0
 
 
-def _judged_by(config: "Config") -> str:
-    """A verification set to name in the next step's command."""
-    return config.data.eval[0] if config.data.eval else "pairs.csv@FOLDER-OR-TAR"
+def next_command(folder: Path, config: "Config") -> str:
+    """What judges the trained model, with a verification set that the training named."""
+    judged_by = config.data.eval[0] if config.data.eval else "pairs.csv@FOLDER-OR-TAR"
+    return shlex.join(["mpsoftmax", "evaluate", str(folder), "--data", judged_by])
 
 
 @contextlib.contextmanager
@@ -145,7 +163,8 @@ def write_page(folder: Path) -> None:
 
         print(f"report: {write_report([folder], folder / 'report.html')}", flush=True)
     except Exception as error:
+        again = shlex.join(["mpsoftmax", "report", str(folder)])
         print(
-            f"report: not written: {type(error).__name__}: {error}; try mpsoftmax report {folder}",
+            f"report: not written: {type(error).__name__}: {error}; try {again}",
             flush=True,
         )

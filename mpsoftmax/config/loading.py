@@ -1,6 +1,7 @@
 """YAML files and `key.path=value` overrides into a Config, and back."""
 
 import dataclasses
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,20 @@ import yaml
 from mpsoftmax.config.sections import Config
 from mpsoftmax.data.near_names import near_name
 from mpsoftmax.strict import build, parse_yaml
+
+DEFAULT_KINDS = {
+    "head.objective": "arcface",
+    "head.negatives": "all",
+    "head.candidates": "all",
+    "head.weights": "learned",
+    "head.optimizer": "sgd",
+    "head.baskets.rule": "top_one",
+    "train.engine": "ddp",
+}
+"""The named parts, {kind: name, ...}, by path, and the kind of each that is not given."""
+
+DATA_SUFFIXES = (".tar", ".rec", ".parquet", ".arrow", ".lst", ".csv", ".bin")
+"""Of files that are data and never a config."""
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -40,34 +55,58 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        hint = near_name(path) if isinstance(error, FileNotFoundError) else ""
+        hint = near_name(path) if isinstance(error, FileNotFoundError) else meant_as_data(path)
         raise ValueError(f"config {path}: cannot be read: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"config {path}: not UTF-8 text: {error}") from error
-    tree = parse_yaml(text, f"config {path}")
+        raise ValueError(f"config {path}: not UTF-8 text: {error}{meant_as_data(path)}") from error
+    try:
+        tree = parse_yaml(text, f"config {path}")
+    except ValueError as error:
+        raise ValueError(f"{error}{meant_as_data(path)}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ValueError(f"config {path}: holds a {type(tree).__name__}; allowed: a mapping")
+        raise ValueError(
+            f"config {path}: holds a {type(tree).__name__}; allowed: a mapping{meant_as_data(path)}"
+        )
     return tree
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
+def meant_as_data(path: str | Path) -> str:
+    """`; did you mean data.train=PATH?` where a config's path is that of data or of a run, else nothing."""
+    suffix, folder = Path(path).suffix.lower(), Path(path).is_dir()
+    if folder and (Path(path) / "config.yaml").exists():
+        return f"; did you mean {shlex.quote(str(Path(path) / 'config.yaml'))}?"
+    if not folder and suffix not in DATA_SUFFIXES:
+        return ""
+    key = "data.eval" if suffix == ".bin" else "data.train"
+    return f"; did you mean {shlex.quote(f'{key}={path}')}?"
+
+
+def apply_override(
+    tree: dict[str, Any], override: str, kinds: Mapping[str, str] = DEFAULT_KINDS
+) -> None:
     """Set one `key.path=value` in a tree of mappings, in place.
 
-    A name on the way ({head: {objective: arcface}}) becomes a mapping {kind: name}, so that
-    head.objective.margin=0.4 works on top of head.objective=arcface.
+    A name on the way ({head: {objective: cosface}}) becomes a mapping {kind: name}, and a named part that is
+    not there begins as its default, so that head.objective.margin=0.4 works on top of either.
+
+    Args:
+        tree: Changed.
+        override: `key.path=value`.
+        kinds: What named parts begin as, by path; those left out begin without a kind.
     """
     path, separator, text = override.partition("=")
     keys = path.split(".")
     if not separator or not all(keys):
         raise ValueError(f"override {override!r}; allowed: key.path=value")
-    for key in keys[:-1]:
+    for place, key in enumerate(keys[:-1], start=1):
         below = tree.get(key)
         if isinstance(below, str):
             below = {"kind": below}
         elif below is None:
-            below = {}
+            kind = kinds.get(".".join(keys[:place]))
+            below = {} if kind is None else {"kind": kind}
         elif not isinstance(below, dict):
             raise ValueError(f"override {override!r}: {key} is {below!r}, which has no fields")
         tree[key] = below

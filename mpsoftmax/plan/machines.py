@@ -134,3 +134,16 @@ def machine_of(
         return machine
     source = f"{machine.source}; given: {', '.join(sorted(changed))}"
     return replace(machine, **changed, source=source)  # type: ignore[arg-type]
+
+
+def machine_found(name: str, memory: float) -> Machine:
+    """The GPU of this machine, whose name and bytes of memory torch says.
+
+    The other figures are those of the nearest GPU of that name; of one we do not know, an H100's.
+    """
+    plain = name.replace(" ", "").upper()
+    known = [one for one in MACHINES.values() if one.name.partition("-")[0].upper() in plain]
+    known = [one for one in known if one.kind == "cuda"]
+    nearest = min(known, key=lambda one: abs(one.memory - memory), default=MACHINES["H100-80GB"])
+    title = name if known else f"{name} (times as of {nearest.name})"
+    return replace(machine_of(nearest.name, memory=memory), name=title)

@@ -23,6 +23,7 @@ from mpsoftmax.strict import suggestion
 from mpsoftmax.train.duplicates import MERGE_KEY, read_names, with_known_pairs
 from mpsoftmax.train.engines import describe_engine
 from mpsoftmax.train.parts import head_parts
+from mpsoftmax.train.schedule import check_schedule
 
 
 def build_augment(config: Config) -> tuple[Transform, ...]:
@@ -44,6 +45,8 @@ def check_parts(config: Config) -> None:
     build_augment(config)
     check_head(config)
     describe_engine(config)
+    if config.train.steps is not None:
+        check_schedule(config.train.schedule, config.train.steps)
     if (
         ":" not in config.backbone.name
     ):  # foreign constructors may read values, which meta tensors lack

@@ -69,7 +69,7 @@ def look(tree: Mapping[str, Any], world: int) -> Facts:
         num_datasets=len(config.data.datasets),
         class_sizes=np.bincount(labels[labels >= 0], minlength=len(images.class_names)),
         image_size=median_size(images),
-        row_groups=any(isinstance(one, ParquetImages) for one in _parts(images)),
+        row_groups=any(isinstance(one, ParquetImages) for one in sets_beneath(images)),
         gpu=torch.cuda.is_available(),
         cores=len(os.sched_getaffinity(0)),
         world=world,
@@ -97,12 +97,12 @@ def _source(config: Config) -> str:
     return next((name for name in ("glyphs", "synthetic") if name in paths), "files")
 
 
-def _parts(images: ImageSet) -> list[ImageSet]:
-    """The sets beneath unions and views."""
+def sets_beneath(images: ImageSet) -> list[ImageSet]:
+    """The sets as they are stored, beneath unions and views."""
     if isinstance(images, Union):
-        return [below for part in images.parts for below in _parts(part)]
+        return [below for part in images.parts for below in sets_beneath(part)]
     inner = getattr(images, "images", None)
-    return _parts(inner) if isinstance(inner, ImageSet) else [images]
+    return sets_beneath(inner) if isinstance(inner, ImageSet) else [images]
 
 
 def median_size(images: ImageSet) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def open_training_images(config: Config) -> ImageSet:
     """data.train: one set, or a `Union` of those listed.
 
     Raises:
-        ValueError: as `open_dataset`.
+        ValueError: as `open_dataset`; or there is nothing to tell apart.
     """
     data = config.data
     datasets = data.datasets
@@ -93,11 +93,15 @@ def open_training_images(config: Config) -> ImageSet:
         open_dataset(config, dataset, f"data.train[{i}]" if listed else "data.train")
         for i, dataset in enumerate(datasets)
     ]
+    images = parts[0]
     if data.held_back:
-        return _held_back(config, parts[0])[0]
-    if len(parts) == 1:
-        return parts[0]
-    return Union(parts, [str(dataset.name) for dataset in datasets])
+        images = _held_back(config, images)[0]
+    if len(parts) > 1:
+        images = Union(parts, [str(dataset.name) for dataset in datasets])
+    if len(images.class_names) < 2:
+        found = f"1 class ({images.class_names[0]!r})" if len(images.class_names) else "no class"
+        raise ValueError(f"data.train: {found}; allowed: at least 2")
+    return images
 
 
 def open_held_back(config: Config) -> ImageSet:

@@ -195,9 +195,8 @@ def _of_training(facts: Facts, tree: Mapping[str, Any]) -> Iterator[Choice]:
         yield Choice("train.epochs", epochs, f"{num:,} images")
     epochs = float(value_of(tree, "train.epochs", epochs))
     steps = int(value_of(tree, "train.steps", 0)) or math.ceil(epochs * num / size)
-    if not is_given(tree, "train.schedule"):
-        schedule = {"kind": "cosine", "warmup": 0.1}
-        yield Choice("train.schedule", schedule, "a tenth of the steps to warm up")
+    yield _schedule(tree)
+    yield Choice("train.schedule.warmup", 0.1, "a tenth of the steps to warm up")
     yield Choice("train.clip_norm", 5.0, "the first steps cannot run away")
     often = max(50, steps // 10)
     yield Choice("train.eval_every", often, f"of about {steps:,} steps")
@@ -205,15 +204,36 @@ def _of_training(facts: Facts, tree: Mapping[str, Any]) -> Iterator[Choice]:
     yield Choice("train.log_every", max(1, min(50, steps // 100)), f"of about {steps:,} steps")
 
 
+def _schedule(tree: Mapping[str, Any]) -> Choice:
+    """The kind that has the fields given; cosine where none says another."""
+    for field, kind in (("milestones", "step"), ("gamma", "step"), ("power", "polynomial")):
+        if is_given(tree, f"train.schedule.{field}"):
+            return Choice("train.schedule.kind", kind, f"its {field} is given")
+    return Choice("train.schedule.kind", "cosine", "the usual shape")
+
+
 def _of_head(facts: Facts, tree: Mapping[str, Any]) -> Iterator[Choice]:
     sizes = kept_sizes(facts, tree)
     num, classes = int(sizes.sum()), len(sizes)
     if num < 200_000:
         gentle = {"kind": "cosface", "scale": 32, "margin": 0.2}
-        yield Choice("head.objective", gentle, f"{num:,} images: a gentle margin")
+        yield from _part(tree, "head.objective", gentle, f"{num:,} images: a gentle margin")
     else:
-        yield Choice("head.objective", {"kind": "cosface", "scale": 64, "margin": 0.35}, "usual")
+        usual = {"kind": "cosface", "scale": 64, "margin": 0.35}
+        yield from _part(tree, "head.objective", usual, "usual")
     if classes >= MANY_CLASSES and not is_given(tree, "head.weights"):
         rate = float(np.round(max(0.01, min(0.1, MANY_CLASSES / classes)), 2))
         sampled = {"kind": "uniform", "rate": rate}
-        yield Choice("head.candidates", sampled, f"{classes:,} classes: a share of them a step")
+        reason = f"{classes:,} classes: a share of them a step"
+        yield from _part(tree, "head.candidates", sampled, reason)
+
+
+def _part(
+    tree: Mapping[str, Any], path: str, fields: Mapping[str, Any], reason: str
+) -> Iterator[Choice]:
+    """A named part as a whole; of one whose kind was left open and fields given, the fields that are not."""
+    if not isinstance(value_of(tree, path, None), Mapping):
+        yield Choice(path, dict(fields), reason)
+    elif not is_given(tree, f"{path}.kind"):
+        for name, value in fields.items():
+            yield Choice(f"{path}.{name}", value, reason)

@@ -12,15 +12,25 @@ from mpsoftmax.config import Config
 from mpsoftmax.data.image_set import ImageSet
 from mpsoftmax.data.union import Union
 from mpsoftmax.train.datasets import open_training_images
+from mpsoftmax.train.schedule import check_schedule
 
 
 def total_steps(config: Config, num_images: int) -> int:
-    """train.steps, or the steps that train.epochs come to."""
+    """train.steps, or the steps that train.epochs come to.
+
+    Raises:
+        AgreedError: train.schedule does not fit into them.
+    """
     train = config.train
-    if train.steps is not None:
-        return train.steps
-    assert train.epochs is not None
-    return max(1, math.ceil(train.epochs * num_images / train.batch_size))
+    num_steps = train.steps
+    if num_steps is None:
+        assert train.epochs is not None
+        num_steps = max(1, math.ceil(train.epochs * num_images / train.batch_size))
+    try:
+        check_schedule(train.schedule, num_steps)
+    except ValueError as error:
+        raise AgreedError(str(error)) from error
+    return num_steps
 
 
 def training_device() -> torch.device:

@@ -14,7 +14,7 @@ from mpsoftmax.head.objectives.per_basket import per_basket
 from mpsoftmax.head.row_optim import RowAdamW, RowRule, RowSGD
 from mpsoftmax.head.weights import WEIGHTS, Weights
 from mpsoftmax.import_path import imported
-from mpsoftmax.strict import build, suggestion
+from mpsoftmax.strict import build, did_you_mean, suggestion
 
 Choices = Mapping[str, type]
 ROW_RULES: dict[str, type] = {"sgd": RowSGD, "adamw": RowAdamW}
@@ -41,7 +41,10 @@ def named_part(
     kind = str(given.pop("kind", None))
     if kind not in choices:
         raise ValueError(f"{path}: kind {kind!r}{suggestion(kind, list(choices))}")
-    known = {field.name for field in fields(choices[kind])}
+    known = {field.name for field in fields(choices[kind]) if field.init}
+    for key in given:
+        if key not in known:
+            raise unknown_field(path, kind, str(key), choices)
     for name, inner in (nested or {}).items():
         if name in known and isinstance(given.get(name), str | Mapping):
             given[name] = named_part(f"{path}.{name}", given[name], inner, nested)
@@ -50,6 +53,21 @@ def named_part(
     except ValueError as error:
         message = str(error)
         raise ValueError(message if message.startswith(path) else f"{path}: {message}") from error
+
+
+def unknown_field(path: str, kind: str, key: str, choices: Choices) -> ValueError:
+    """The error for a field that a kind lacks: the field that was meant, or the kinds that have it."""
+    fields_of = {
+        name: [one.name for one in fields(part) if one.init] for name, part in choices.items()
+    }
+    others = [name for name, known in fields_of.items() if key in known]
+    meant = did_you_mean(key, fields_of[kind])
+    if others and not meant:
+        return ValueError(
+            f"{path}.{key}: unknown key of kind {kind!r}; allowed with {path}={' or '.join(others)}"
+        )
+    known = ", ".join(sorted(fields_of[kind])) or f"no field with kind {kind!r}"
+    return ValueError(f"{path}.{key}: unknown key{meant or f'; allowed: {known}'}")
 
 
 def build_objective(config: Config) -> Objective:

@@ -30,3 +30,18 @@ def warmup_steps(schedule: ScheduleConfig, num_steps: int) -> int:
     """Length of the warm-up: a number of steps, or a fraction of all steps where below 1."""
     warmup = schedule.warmup
     return round(warmup * num_steps) if warmup < 1 else round(warmup)
+
+
+def check_schedule(schedule: ScheduleConfig, num_steps: int) -> None:
+    """Raise ValueError for a warm-up or milestones that `num_steps` steps never get past."""
+    if schedule.warmup >= 1 and warmup_steps(schedule, num_steps) >= num_steps:
+        raise ValueError(
+            f"train.schedule.warmup: {schedule.warmup:g}; allowed: below the number of steps, {num_steps}, "
+            "or a fraction of them below 1"
+        )
+    late = [milestone for milestone in schedule.milestones if not 0 <= milestone < num_steps]
+    if late:
+        raise ValueError(
+            f"train.schedule.milestones: {late[0]}; allowed: at least 0 and below the number of steps, "
+            f"{num_steps}"
+        )

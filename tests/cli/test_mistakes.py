@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from mpsoftmax.cli import main
+from mpsoftmax.cli.train import next_command
+from mpsoftmax.config import load
 
 
 def ran(capsys, *words):
@@ -34,9 +36,11 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts/x").mkdir(parents=True)
     (tmp_path / "texts/x/readme.md").write_text("no image")
-    (tmp_path / "broken/x").mkdir(parents=True)
-    for k in range(3):
-        (tmp_path / f"broken/x/{k}.jpg").write_bytes(b"not an image")
+    for k, label in enumerate("xyz"):
+        (tmp_path / "broken" / label).mkdir(parents=True)
+        (tmp_path / f"broken/{label}/{k}.jpg").write_bytes(b"not an image")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/people").symlink_to(tmp_path / "faces/a")
     tarfile.open(tmp_path / "empty.tar", "w").close()
     (tmp_path / "empty.bin").write_bytes(b"")
     (tmp_path / "text.tar").write_text("this is no tar, whatever its name says" * 30)
@@ -46,6 +50,12 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "recs").mkdir()
     (tmp_path / "recs/good.rec").write_bytes(b"")
     (tmp_path / "model.pt").write_bytes(b"")
+    with tarfile.open(tmp_path / "real.tar", "w") as archive:
+        archive.add(tmp_path / "faces/a/0.png", "a/0.png")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("")
+    (tmp_path / "all 1.bin").write_bytes(b"\x80\x04")
+    (tmp_path / "empty.parquet").write_text("[")
     (tmp_path / "zeros.parquet").write_bytes(b"\0" * 100)
     (tmp_path / "good.yaml").write_text(
         "data: {train: faces, image_size: [16, 16], workers: 0}\ntrain: {steps: 1, batch_size: 2}\n"
@@ -71,7 +81,24 @@ CASES = [
     (("bench", "laoder"), "'laoder'; did you mean 'loader'"),
     (("train",), "neither CONFIG nor data.train=PATH is given"),
     (("train", "god.yaml"), r"god\.yaml: cannot be read: No such file .*did you mean 'good\.yaml'"),
-    (("train", "faces"), "config faces: cannot be read: Is a directory"),
+    (
+        ("train", "faces"),
+        r"config faces: cannot be read: Is a directory; did you mean data\.train=faces\?",
+    ),
+    (("train", "run"), r"config run: .*; did you mean run/config\.yaml\?"),
+    (("train", "real.tar"), r"config real\.tar: not .*; did you mean data\.train=real\.tar\?"),
+    (
+        ("train", "text.tar"),
+        r"config text\.tar: holds a str; .*; did you mean data\.train=text\.tar\?",
+    ),
+    (
+        ("plan", "empty.parquet"),
+        r"config empty\.parquet: .*did you mean data\.train=empty\.parquet\?",
+    ),
+    (
+        ("plan", "all 1.bin"),
+        r"config all 1\.bin: not UTF-8 .*; did you mean 'data\.eval=all 1\.bin'\?",
+    ),
     (("train", "list.yaml"), r"config list\.yaml: holds a list; allowed: a mapping"),
     (("train", "bad.yaml"), r"config bad\.yaml: not valid YAML"),
     (("train", "binary.yaml"), r"config binary\.yaml: not UTF-8 text"),
@@ -100,7 +127,14 @@ CASES = [
     ((*GOOD, "data.train=xz.tar"), r"xz\.tar: compressed with xz; allowed: an uncompressed tar"),
     ((*GOOD, "data.train=faces.tar.gz"), r"'faces\.tar\.gz': a compressed tar; allowed: an uncomp"),
     ((*GOOD, "data.train=recs"), r"'recs': neither .* in it; did you mean 'recs/good\.rec'\?"),
-    ((*GOOD, "data.train=broken"), "corrupt image .*broken/x/"),
+    ((*GOOD, "data.train=broken"), "corrupt image .*broken/[xyz]/"),
+    ((*GOOD, "data.train=one"), r"data\.train: 1 class \('people'\); allowed: at least 2"),
+    (("train", "data.train=one"), r"data\.train: 1 class \('people'\); allowed: at least 2"),
+    (
+        (*GOOD, "train.schedule.warmup=3"),
+        r"train\.schedule\.warmup: 3; allowed: below the number of steps, 1",
+    ),
+    ((*GOOD, "head.objective.margn=3"), r"head\.objective\.margn: unknown key; did you mean 'marg"),
     ((*GOOD, "data.train=zeros.parquet"), r"zeros\.parquet: Parquet file expected"),
     ((*GOOD, "data.train=good.yaml"), r"'good\.yaml': unknown format"),
     ((*GOOD, "data.train=[faces, nowhere]"), r"data\.train\[1\]: .*'nowhere': no such file"),
@@ -130,7 +164,11 @@ CASES = [
     (("train", "data.train=broken"), "none of 3 images looked at is an image"),
     (("train", "data.trian=faces"), r"data\.trian: unknown key; did you mean 'train'"),
     (("train", "data.train=faces", "--dryrun"), "--dryrun; did you mean '--dry-run'"),
-    (("plan", "train.steps=2"), "CONFIG: not given; allowed: a YAML file before key.path=value"),
+    (
+        ("plan", "train.steps=2"),
+        r"neither CONFIG nor data\.train=PATH is given; allowed: a YAML file",
+    ),
+    (("plan", "data.train=one"), r"data\.train: 1 class \('people'\)"),
     (("plan", "good.yaml", "--gpu", "H100-80G"), "--gpu: 'H100-80G'; did you mean 'H100-80GB'"),
     (("plan", "good.yaml", "--gpus", "0"), "--gpus: 0"),
     (("plan", "good.yaml", "--classes", "1e6"), "--classes"),
@@ -241,3 +279,13 @@ def test_overrides_may_come_first_and_a_file_may_have_an_equals_sign(capsys, her
     capsys.readouterr()
     assert main(["train", "a=b.yaml", "train.steps=7", "--print"]) == 0
     assert "steps: 7" in io.StringIO(capsys.readouterr().out).read()
+
+
+def test_next_commands_are_quoted(capsys, here):
+    (here / "faces").rename(here / "my faces")
+    assert main(["inspect", "my faces"]) == 0
+    assert "next: mpsoftmax train 'data.train=my faces' --dry-run" in capsys.readouterr().out
+    config = load(None, ["train.steps=1", "data.eval=[a b.bin]"])
+    assert next_command(here / "a run", config) == (
+        f"mpsoftmax evaluate '{here}/a run' --data 'a b.bin'"
+    )

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -20,6 +21,10 @@ def data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = Synthetic(num_classes=60, images_per_class=4, size=(24, 24))
     convert(images, "marks.tar", number_classes=True)
+    (tmp_path / "animated.gif").write_bytes(b"GIF89a")
+    with tarfile.open("marks.tar", "a") as archive:
+        archive.add("animated.gif", "0001/animated.gif")
+        archive.add("animated.gif", "notes.png")
     return tmp_path
 
 
@@ -32,6 +37,8 @@ def test_the_data_alone_are_enough_and_a_run_goes_on_with_its_settings(data, cap
     said = capsys.readouterr().out
     assert "settings chosen from the data" in said
     assert "data.held_back" in said
+    reasons = "1 not an image by its suffix, 1 outside any class folder"
+    assert f"data.train: 2 not used ({reasons}); mpsoftmax inspect shows some" in said
     assert "next: mpsoftmax evaluate runs/marks --data held-back" in said
     run = data / "runs/marks"
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -56,3 +56,13 @@ def test_the_files_of_a_command_exist(command):
     folders = "launch|benchmarks|examples|docker|tests|configs"
     for path in re.findall(rf"(?<!\S)((?:{folders})/[\w./]+)", command.text):
         assert (ROOT / path).exists(), path
+
+
+def test_the_tutorial_s_gpu_run_is_what_the_shipped_config_trains():
+    line = next(c.text for c in ALL if c.page == "docs/tutorial_faces.md" and "torchrun" in c.text)
+    told = load(None, [word for word in shlex.split(line) if "=" in word])
+    shipped = load(ROOT / "configs" / "faces_r50.yaml")
+    assert told.head.objective == shipped.head.objective["kind"] == "arcface"
+    assert told.backbone.name == shipped.backbone.name
+    assert told.train.batch_size == shipped.train.batch_size
+    assert told.train.epochs == shipped.train.epochs

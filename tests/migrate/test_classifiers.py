@@ -80,7 +80,7 @@ def test_adamw_rows_and_their_age(ranks, tmp_path):
     text = arcface_files.CONFIG + 'config.optimizer = "adamw"\n'
     config = arcface_files.write_config(tmp_path / "configs", text)
     run = tmp_path / "run"
-    few = (*HERE, "train.steps=5", "train.batch_size=6")
+    few = (*HERE, "train.steps=5", "train.schedule.warmup=0", "train.batch_size=6")
     convert_classifier(tmp_path / "old", run, config_file=config, world=2, overrides=few)
     answers = ranks.run(resumed, 3, folder=run, steps="all")
     names = {"exp_avg": "first_moment", "exp_avg_sq": "second_moment"}

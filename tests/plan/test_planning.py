@@ -10,14 +10,16 @@ from torch import nn
 
 from mpsoftmax.backbones import build_backbone
 from mpsoftmax.cli import main
+from mpsoftmax.cli.train import machine_here
 from mpsoftmax.config import load
 from mpsoftmax.plan.advice import MOST_CLASSES, alternatives, fits, largest_classes
 from mpsoftmax.plan.backbone import backbone_cost, probe
-from mpsoftmax.plan.machines import MACHINES, machine_of
+from mpsoftmax.plan.machines import MACHINES, machine_found, machine_of
 from mpsoftmax.plan.planning import head_shape
 from mpsoftmax.plan.times import head_time
 from mpsoftmax.plan.work import head_work, moved_outside
 from mpsoftmax.train.build import build_head
+from mpsoftmax.train.settings import settings_of
 
 H100 = MACHINES["H100-80GB"]
 SMALL = [
@@ -198,3 +200,29 @@ def test_figures_replace_the_machines():
     assert "flops" in machine.source
     assert "memory" in machine.source
     assert machine_of("cpu") == MACHINES["cpu"]
+
+
+def test_a_gpu_that_torch_finds_is_judged_by_its_own_memory(monkeypatch):
+    small = machine_found("NVIDIA A100-SXM4-40GB", 39.4e9)
+    assert (small.memory, small.name) == (39.4e9, "NVIDIA A100-SXM4-40GB")
+    assert small.bandwidth == MACHINES["A100-40GB"].bandwidth
+    assert machine_found("NVIDIA GeForce RTX 4090", 25e9).flops == MACHINES["RTX4090-24GB"].flops
+    unknown = machine_found("NVIDIA T4", 15e9)
+    assert (unknown.memory, unknown.name) == (15e9, "NVIDIA T4 (times as of H100-80GB)")
+    assert not unknown.holds(14e9)
+    properties = type("Properties", (), {"name": "NVIDIA T4", "total_memory": 15e9})
+    monkeypatch.setattr("mpsoftmax.train.inputs.training_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert machine_here() == unknown
+
+
+def test_the_data_alone_are_enough_for_a_plan(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sizes = "data.synthetic={num_classes: 1000, images_per_class: 20}"
+    given = ["data.train=synthetic", sizes, "data.image_size=[32, 32]"]
+    assert main(["plan", *given, "backbone.name=small", "--gpus", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "settings chosen from the data" in said
+    assert "2 rank(s) on H100-80GB" in said
+    names = [settings_of(None, given, 2, gpu=gpu)[0].backbone.name for gpu in (True, False)]
+    assert names == ["iresnet18", "small"]

@@ -1,11 +1,14 @@
 """The strict loader: what is accepted, and the message for what is not."""
 
+import dataclasses
 import re
+import typing
 
 import pytest
 import torch
 
-from mpsoftmax.config import Config, apply_override, from_tree, load, to_yaml
+from mpsoftmax.config import BasketsConfig, Config, apply_override, from_tree, load, to_yaml
+from mpsoftmax.config.loading import DEFAULT_KINDS
 from mpsoftmax.train.build import changed_settings, check_parts, local_capacity
 from mpsoftmax.train.parts import build_candidates, build_objective, build_row_rule
 
@@ -29,6 +32,31 @@ def test_overrides_reach_into_named_parts():
         build_objective(config("head.objective=cosface", "head.objective.margin=0.35")).margin
         == 0.35
     )
+
+
+def test_a_part_that_is_not_there_begins_as_its_default(tmp_path):
+    assert config("head.objective.margin=0.3").head.objective == {"kind": "arcface", "margin": 0.3}
+    assert build_row_rule(config("head.optimizer.lr=0.2")).lr == 0.2
+    (tmp_path / "a.yaml").write_text("train: {steps: 1}\nhead: {objective: cosface}\n")
+    kept = load(tmp_path / "a.yaml", ["head.objective.margin=0.3"])
+    assert kept.head.objective == {"kind": "cosface", "margin": 0.3}
+
+
+def test_every_named_part_has_its_default_kind():
+    """DEFAULT_KINDS says what the sections say, and leaves no `str | dict` field out."""
+
+    def named(section, path=""):
+        for one in dataclasses.fields(section):
+            value, where = getattr(section, one.name), f"{path}{one.name}"
+            if dataclasses.is_dataclass(value):
+                yield from named(value, f"{where}.")
+            elif typing.get_type_hints(type(section))[one.name] in PARTS:
+                yield where, value or "sgd"
+
+    PARTS = (str | dict[str, typing.Any], str | dict[str, typing.Any] | None)
+    found = dict(named(config()))
+    rules = {f"head.baskets.{key}": kind for key, kind in named(BasketsConfig())}
+    assert {**found, **rules} == DEFAULT_KINDS
 
 
 def test_exponents_without_a_point_are_numbers():
@@ -82,9 +110,22 @@ def test_refusals(override, message):
     [
         ("head.objective=arcfase", "head.objective: kind 'arcfase'; did you mean 'arcface'?"),
         ("head.objective={kind: arcface, margn: 1}", "head.objective.margn: unknown key; did you"),
+        ("head.objective.margn=3", "head.objective.margn: unknown key; did you mean 'margin'?"),
+        (
+            "head.objective.m2=3",
+            "head.objective.m2: unknown key of kind 'arcface'; allowed with head",
+        ),
+        (
+            "head.candidates.rate=0.1",
+            "head.candidates.rate: unknown key of kind 'all'; allowed with head.candidates=uniform or",
+        ),
+        (
+            "head.candidates.x=1",
+            "head.candidates.x: unknown key; allowed: no field with kind 'all'",
+        ),
         ("head.objective={kind: arcface, margin: 9}", "head.objective: ArcFace.margin: 9.0"),
         ("head.candidates={kind: uniform, rate: 2}", "head.candidates: Uniform.rate: 2.0"),
-        ("head.optimizer={kind: sgd, eps: 1}", "head.optimizer.eps: unknown key"),
+        ("head.optimizer={kind: sgd, eps: 1}", "head.optimizer.eps: unknown key of kind 'sgd'"),
         ("data.augment=fase", "data.augment: 'fase'; did you mean 'face'?"),
         ("backbone.name=iresnet51", "iresnet51"),
     ],

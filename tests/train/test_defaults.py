@@ -130,7 +130,7 @@ def test_what_is_given_stays(given):
 
     def check(part, whole):
         for key, value in part.items():
-            if isinstance(value, dict) and key != "schedule":
+            if isinstance(value, dict):
                 check(value, whole[key])
             else:
                 assert whole[key] == value, key
@@ -145,6 +145,24 @@ def test_a_choice_follows_what_was_given():
     assert chosen({"train": {"steps": 50}})["train.eval_every"] == 50
     assert chosen({"data": {"image_size": [32, 32]}}, gpu=False)["backbone.name"] == "small"
     assert "data.eval" not in chosen({"data": {"held_back": 5}})
+
+
+def test_one_field_given_leaves_the_others_chosen():
+    values = chosen({"train": {"schedule": {"warmup": 0.05}}})
+    assert values["train.schedule.kind"] == "cosine"
+    assert "train.schedule.warmup" not in values
+    assert chosen({"train": {"schedule": {"milestones": [9]}}})["train.schedule.kind"] == "step"
+    assert chosen({"train": {"schedule": {"power": 1}}})["train.schedule.kind"] == "polynomial"
+    values = chosen({"head": {"objective": {"margin": 0.3}}})
+    assert values["head.objective.kind"] == "cosface"
+    assert values["head.objective.scale"] == 32
+    assert not {"head.objective", "head.objective.margin"} & values.keys()
+    assert not [
+        key for key in chosen({"head": {"objective": {"kind": "arcface"}}}) if "objective" in key
+    ]
+    many = np.full(4_000_000, 5)
+    values = chosen({"head": {"candidates": {"rate": 0.02}}}, class_sizes=many)
+    assert values["head.candidates.kind"] == "uniform"
 
 
 def test_trees():
@@ -209,6 +227,19 @@ def test_settings_come_from_the_data_and_then_from_the_run(data, tmp_path):
     assert again.data.image_size == (48, 48)
     assert (again.train.steps, again.train.epochs) == (9, None)
     assert said == "settings of runs/marks/config.yaml, the run found there"
+
+
+def test_single_fields_of_parts_without_a_file(data):
+    given = ["data.train=marks.parquet", "train.schedule.warmup=0.05", "head.optimizer.lr=0.3"]
+    config, said = settings_of(None, [*given, "head.objective.margin=0.3"], 1)
+    check_parts(config)
+    assert (config.train.schedule.kind, config.train.schedule.warmup) == ("cosine", 0.05)
+    assert config.head.objective == {"kind": "cosface", "scale": 32, "margin": 0.3}
+    assert config.head.optimizer == {"kind": "sgd", "lr": 0.3}
+    assert "train.schedule.kind" in said
+    config, _ = settings_of(None, [*given, "head.objective.margn=3"], 1)
+    with pytest.raises(ValueError, match=r"objective\.margn: unknown key; did you mean 'margin'"):
+        check_parts(config)
 
 
 def test_a_file_s_settings_are_taken_as_they_are(data, tmp_path):
