@@ -35,7 +35,7 @@ Path(f"{folder}-{os.environ['RANK']}.txt").write_text(f"{status} {bool(started)}
 """
 
 
-@pytest.mark.parametrize(("words", "status"), [("train.steps=2", 0), ("train.batch_size=1", 2)])
+@pytest.mark.parametrize(("words", "status"), [("train.steps=3", 0), ("train.batch_size=1", 2)])
 def test_threads_of_process_groups_have_ended(tmp_path, words, status):
     """After a training, and after a mistake that is found with the ranks connected."""
     script, run = tmp_path / "script.py", tmp_path / "run"

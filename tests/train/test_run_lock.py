@@ -58,7 +58,7 @@ def test_one_that_is_ending_is_waited_for(tmp_path):
 
 
 def test_a_finished_training_lets_go(tmp_path):
-    train(tmp_path, ("train.steps=2",))
+    train(tmp_path, ("train.steps=3",))
     other = hold(tmp_path, 0.0)
     assert other.wait(20) == 0
 
