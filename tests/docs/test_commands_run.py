@@ -63,7 +63,7 @@ def run(here: Path, words: list[str], where: str) -> None:
     words = words[: words.index(">")] if ">" in words else words
     if words[0] == "train" and "--dry-run" not in words:
         words = [*words, "--print"]
-    if words[0] == "train" and words[1].startswith("data.train="):
+    if words[0] in ("train", "plan") and words[1].startswith("data.train="):
         words = [*words, "run.dir=runs/new"]  # runs/faces is that of another line
     for target in written(words):  # perhaps by an earlier line of the page
         for path in here.glob(f"{target.rstrip('/')}*"):
