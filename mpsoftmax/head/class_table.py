@@ -503,12 +503,12 @@ class ClassTable:
         self.num_steps, self._held = int(num_steps), None
         size, log = 1 + len(self.rule.buffers), step_log.cpu().numpy()[: None if self.lazy else 0]
         self._hyper_log = GrowingArray(len(self.rule.hyper))
-        self._hyper_log.extend(log.reshape(-1, len(self.rule.hyper)))
+        self._hyper_log.extend(log.reshape(len(log), len(self.rule.hyper)))
         names = self.rule.hyper
         matrices = [
             self.rule.transition(dict(zip(names, values, strict=True))) for values in log.tolist()
         ]
-        self._history = StepHistory.of(np.reshape(matrices, (-1, size, size)))
+        self._history = StepHistory.of(np.reshape(matrices, (len(log), size, size)))
 
 
 @dataclass(frozen=True)
