@@ -182,7 +182,7 @@ def test_float16_without_overflow_is_float32_to_its_rounding(ranks, tmp_path):
     half = [line for line in lines(tmp_path / "half") if line["kind"] == "train"]
     whole = [line for line in lines(tmp_path / "whole") if line["kind"] == "train"]
     assert half[-1]["skipped_steps"] == 0
-    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "whole"), rel=5e-3)
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "whole"), rel=1e-2)
     norms = [[line["gradient_norm"] for line in run] for run in (half, whole)]
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
 
