@@ -35,9 +35,7 @@ from mpsoftmax.kernels.problem import (
 CPU_BLOCK_BYTES = 2 * 2**20  # one block of rows: about one core's share of the second-level cache
 CUDA_BLOCK_BYTES = 32 * 2**20  # enough tiles to fill every multiprocessor
 CPU_CAST_ROWS = 256  # rows cast at once: their wide copy stays in cache
-CPU_WIDE_BYTES = (
-    2**20
-)  # logits of a narrow dtype exponentiated at once: their wide copy stays in cache
+CPU_WIDE_BYTES = 2**20  # wide copy of the narrow logits exponentiated at once: stays in cache
 
 
 def block_size(dim: int, dtype: torch.dtype, device: torch.device) -> int:

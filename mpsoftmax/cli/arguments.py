@@ -92,18 +92,16 @@ def new_file(text: str) -> str:
     return text
 
 
+def whole(text: str, least: int = 0) -> int:
+    """A whole number of at least `least`."""
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number of at least {least}")
+    return int(text)
+
+
 def count(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number of at least 1")
-    return int(text)
-
-
-def whole(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number of at least 0")
-    return int(text)
+    return whole(text, 1)
 
 
 def share(text: str) -> float:

@@ -113,30 +113,27 @@ def machine_here() -> "Machine":
 
 def train(config: "Config") -> int:
     """As one rank, to the end."""
-    from mpsoftmax.comm import connect, disconnect
-    from mpsoftmax.train.left_out import left_out
+    from mpsoftmax.comm import connected
     from mpsoftmax.train.loop import Trainer
     from mpsoftmax.train.stopping import Stopped, end_with_parent
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
-    comm = connect(config.train.timeout_s)
-    try:
-        with comm.naming("a step's collectives"):  # DDP's reductions are not called through comm
-            trainer = Trainer(config, comm)
-            if comm.rank == 0 and (unused := left_out(trainer.images)):
-                print(unused, flush=True)
-            with page_of(config, comm.rank):
-                summary = trainer.run()
+    with connected(config.train.timeout_s) as comm:
+        try:
+            with comm.naming(
+                "a step's collectives"
+            ):  # DDP's reductions are not called through comm
+                trainer = Trainer(config, comm)
+                with page_of(config, comm.rank):
+                    summary = trainer.run()
+        except Stopped as stopped:
+            if comm.rank == 0:
+                print(f"mpsoftmax train: {stopped}", flush=True)
+            return stopped.status
         if comm.rank == 0:
             print(f"done: step {summary.steps}; results in {summary.folder}")
             print(f"next: {next_command(summary.folder, config)}")
-    except Stopped as stopped:
-        if comm.rank == 0:
-            print(f"mpsoftmax train: {stopped}", flush=True)
-        return stopped.status
-    finally:
-        disconnect()
     return 0
 
 

@@ -53,28 +53,33 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        hint = near_name(path) if isinstance(error, FileNotFoundError) else meant_as_data(path)
-        raise ValueError(f"config {path}: cannot be read: {error.strerror}{hint}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"config {path}: not UTF-8 text: {error}{meant_as_data(path)}") from error
-    try:
-        tree = parse_yaml(text, f"config {path}")
+        return mapping_in(path)
     except ValueError as error:
         raise ValueError(f"{error}{meant_as_data(path)}") from error
+
+
+def mapping_in(path: str | Path) -> dict[str, Any]:
+    """`read_yaml`, its errors without what else the path may have been meant as."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        hint = near_name(path) if isinstance(error, FileNotFoundError) else ""
+        raise ValueError(f"config {path}: cannot be read: {error.strerror}{hint}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config {path}: not UTF-8 text: {error}") from error
+    tree = parse_yaml(text, f"config {path}")
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ValueError(
-            f"config {path}: holds a {type(tree).__name__}; allowed: a mapping{meant_as_data(path)}"
-        )
+        raise ValueError(f"config {path}: holds a {type(tree).__name__}; allowed: a mapping")
     return tree
 
 
 def meant_as_data(path: str | Path) -> str:
     """`; did you mean data.train=PATH?` where a config's path is that of data or of a run, else nothing."""
     suffix, folder = Path(path).suffix.lower(), Path(path).is_dir()
+    if not Path(path).exists():
+        return ""
     if folder and (Path(path) / "config.yaml").exists():
         return f"; did you mean {shlex.quote(str(Path(path) / 'config.yaml'))}?"
     if not folder and suffix not in DATA_SUFFIXES:

@@ -42,6 +42,7 @@ from mpsoftmax.train.engines import Surroundings, describe_engine
 from mpsoftmax.train.evaluation import Evaluator
 from mpsoftmax.train.identities import Identities
 from mpsoftmax.train.inputs import describe_data, open_in_turn, total_steps, training_device
+from mpsoftmax.train.left_out import left_out
 from mpsoftmax.train.precision import LossScale, autocast_dtype, resolve_precision
 from mpsoftmax.train.run_lock import WAIT_S, RunLock
 from mpsoftmax.train.saving import Saver
@@ -286,6 +287,8 @@ class Trainer:
             f"{self.device.type}; {self.num_steps} steps of {self.config.train.batch_size}; run folder "
             f"{self.folder}"
         )
+        if (unused := left_out(images)) is not None:
+            self.log.say(unused)
 
     def run(self) -> Summary:
         """Train to the last step; evaluate and checkpoint as configured.
