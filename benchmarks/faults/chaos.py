@@ -15,20 +15,19 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from launching import ranks_of, start
 
 from mpsoftmax.comm import connect, disconnect
 from mpsoftmax.launcher import on_this_machine
 from mpsoftmax.train.checkpoint import empty_like_stored, read_tensors, stored_tensors
 from mpsoftmax.train.sums import damage
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
     "data.train=synthetic",
     "data.synthetic={num_classes: 203, images_per_class: 4}",
@@ -64,32 +63,11 @@ class Training:
 
     def start(self) -> None:
         """Start the agent, which starts the ranks."""
-        variables = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-        }
-        with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
-            self.agent = subprocess.Popen(self._command, stdout=log, stderr=log, env=variables)
-
-    def ranks(self) -> list[int]:
-        """Process ids of the ranks."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (path / "cmdline").read_bytes().split(b"\0")
-                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            if parent == self.agent.pid and f"run.dir={self.folder}".encode() in words:
-                found.append(int(path.name))
-        return sorted(found)
+        self.agent = start(self._command, self.folder)
 
     def kill(self, what: str, chance: random.Random) -> None:
         """SIGKILL of one rank, of all, or of the agent and all, which is started again."""
-        ranks = self.ranks()
+        ranks = ranks_of(self.agent, self.folder)
         if what == "one rank":
             ranks = [chance.choice(ranks)]
         elif what == "agent":

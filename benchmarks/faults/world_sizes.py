@@ -22,12 +22,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from launching import ROOT, ranks_of, start
+
 from mpsoftmax.launcher import on_this_machine
 
-ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {"one rank": (1,), "four ranks": (4,), "changing": (4, 3, 2, 1, 4)}
 """Numbers of ranks, one after the other."""
 PATIENCE_S = 1800.0
+FIGURES = ("accuracy", "recall_at_1")
 
 
 def main() -> None:
@@ -84,24 +86,10 @@ def train(run: Path, worlds: tuple[int, ...], settings: list[str], steps: int) -
     }
 
 
-FIGURES = ("accuracy", "recall_at_1")
-
-
 def run_until(run: Path, ranks: int, words: list[str], end: int | None) -> None:
     """Train on `ranks` ranks, and kill all of them once step `end` is logged; None: to its own end."""
-    variables = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    command = on_this_machine(ranks, ["-m", "mpsoftmax", "train", *words])
     run.parent.mkdir(parents=True, exist_ok=True)
-    with (run.parent / f"{run.name}.log").open("ab") as log:
-        agent = subprocess.Popen(
-            command, stdout=log, stderr=log, env=variables, start_new_session=True
-        )
+    agent = start(on_this_machine(ranks, ["-m", "mpsoftmax", "train", *words]), run)
     deadline = time.monotonic() + PATIENCE_S
     while agent.poll() is None:
         if end is not None and any(line["step"] >= end for line in lines_of(run)):
@@ -109,20 +97,20 @@ def run_until(run: Path, ranks: int, words: list[str], end: int | None) -> None:
             return
         if time.monotonic() > deadline:
             kill(agent, run)
-            raise RuntimeError(f"not done after {PATIENCE_S:.0f} s: see {log.name}")
+            raise RuntimeError(f"not done after {PATIENCE_S:.0f} s: see {run}.log")
         time.sleep(0.05)
     if agent.returncode or end is not None:
-        raise RuntimeError(f"ended with status {agent.returncode}: see {log.name}")
+        raise RuntimeError(f"ended with status {agent.returncode}: see {run}.log")
 
 
 def kill(agent: "subprocess.Popen[bytes]", run: Path) -> None:
-    """SIGKILL of the agent and its ranks, which have sessions of their own."""
+    """SIGKILL of the ranks and their agent."""
+    ranks = ranks_of(agent, run)
     agent.kill()
     agent.wait()
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"run.dir={run}".encode() in (path / "cmdline").read_bytes().split(b"\0"):
-                os.kill(int(path.name), signal.SIGKILL)
+    for pid in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def lines_of(run: Path) -> list[dict[str, object]]:
