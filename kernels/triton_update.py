@@ -10,14 +10,14 @@ the rules are those of mpsoftmax.head.row_optim; tests/kernels/test_update.py ho
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mpsoftmax.kernels.blocked import used_as_they_are
 from mpsoftmax.kernels.problem import Pairs, Swept
+from mpsoftmax.kernels.row_update import OwnPulls, Rows, Rule, bias_corrections, numbers_of
 from mpsoftmax.kernels.triton_launch import (
     MAX_UPDATE_DIM,
     UpdateLaunch,
@@ -27,33 +27,6 @@ from mpsoftmax.kernels.triton_launch import (
 )
 from mpsoftmax.kernels.triton_sweep import entries_of, run
 from mpsoftmax.kernels.triton_update_kernel import update_kernel
-
-
-@dataclass(frozen=True)
-class OwnPulls:
-    """What the samples add to the gradient of their own classes' rows."""
-
-    unit: Tensor
-    """float32 [N, D]: unit features of all samples."""
-    weight: Tensor
-    """float32 [N]: what multiplies them."""
-    owners: Pairs
-    """Which sample's own row lies where among the swept rows."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows that move, and their optimiser state."""
-
-    weight: Tensor
-    """float32 [rows, D]."""
-    states: tuple[Tensor, ...]
-    """float32 [rows, D]: (momentum,), or AdamW's (first, second) moments."""
-    index: Tensor | None
-    """int64 [R]: which row each swept row is, none of them twice; None: they are the rows, in order."""
-
-
-Rule = Literal["sgd", "adamw"]
 
 
 def can_update(swept: Swept) -> bool:
@@ -137,24 +110,18 @@ def arguments_of(
     """What moves and by which numbers; the whole table where an index says which row is meant."""
     where = slice(start, stop) if rows.index is None else slice(None)
     weight, *states = (part[where] for part in (rows.weight, *rows.states))
-    shared = {"weight": weight, "lr": hyper["lr"], "decay": hyper["weight_decay"]}
+    shared = {"weight": weight, **numbers_of(rule, hyper)}
     if rule == "sgd":
         return shared | {
             "first_state": states[0] if hyper["momentum"] else None,
             "second_state": None,
             "correction1": None,
             "correction2": None,
-            "beta1": hyper["momentum"],
-            "beta2": 0.0,
-            "eps": 0.0,
         }
-    wide = age[start:stop].to(torch.float64)
+    first, second = bias_corrections(hyper, age[start:stop])
     return shared | {
         "first_state": states[0],
         "second_state": states[1],
-        "correction1": (1.0 - hyper["beta1"] ** wide).float(),
-        "correction2": (1.0 - hyper["beta2"] ** wide).sqrt().float(),
-        "beta1": hyper["beta1"],
-        "beta2": hyper["beta2"],
-        "eps": hyper["eps"],
+        "correction1": first,
+        "correction2": second,
     }

@@ -29,10 +29,13 @@ def update_kernel(
     first_row,
     scale,
     lr,
+    decay,
+    kept,  # 1 - lr decay; this and the rests from float64
     beta1,  # or momentum
     beta2,
+    rest1,  # 1 - beta1
+    rest2,  # 1 - beta2
     eps,
-    decay,
     TIMES_FACTOR: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -105,13 +108,13 @@ def update_kernel(
             w -= lr * g
         else:
             m = tl.load(first_state + place + j * CHUNK, mask=inside, other=0.0)
-            m += (1.0 - beta1) * (g - m)
+            m += rest1 * (g - m)
             tl.store(first_state + place + j * CHUNK, m, mask=inside)
             s = tl.load(second_state + place + j * CHUNK, mask=inside, other=0.0)
-            s = beta2 * s + (1.0 - beta2) * g * g
+            s = beta2 * s + rest2 * g * g
             tl.store(second_state + place + j * CHUNK, s, mask=inside)
             unbiased1 = tl.load(correction1 + r, mask=in_rows, other=1.0)[:, None]
             unbiased2 = tl.load(correction2 + r, mask=in_rows, other=1.0)[:, None]
-            w *= 1.0 - lr * decay
+            w *= kept
             w -= lr * (m / unbiased1) / (tl.sqrt_rn(s) / unbiased2 + eps)
         tl.store(weight + place + j * CHUNK, w, mask=inside)

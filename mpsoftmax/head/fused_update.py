@@ -7,9 +7,10 @@ from torch import Tensor
 
 from mpsoftmax.head.class_table import ClassTable
 from mpsoftmax.head.gradient import Contribution
-from mpsoftmax.head.row_optim import Hyper, RowAdamW, RowSGD
+from mpsoftmax.head.row_optim import Hyper, kernel_rule
 from mpsoftmax.head.sorted_ids import place_of
 from mpsoftmax.kernels.problem import NORM_FLOOR, Pairs, weigh
+from mpsoftmax.kernels.row_update import OwnPulls, Rows
 from mpsoftmax.kernels.select import Kernel, row_update
 
 
@@ -33,20 +34,20 @@ def update_in_kernel(
     update, part = row_update(kernel), parts[0]
     if update is None or len(parts) > 1 or not table.moves_in_place(part.index):
         return False
-    rules = {RowSGD: "sgd", RowAdamW: "adamw"}
-    if type(table.rule) not in rules or not part.swept_own or not update.can_update(part.swept):
+    rule = kernel_rule(table.rule)
+    if rule is None or not part.swept_own or not update.can_update(part.swept):
         return False
     place = part.targets.row if part.index is None else place_of(part.targets.row, part.index)
-    own = update.OwnPulls(
+    own = OwnPulls(
         unit=part.unit,
         weight=part.target / part.targets.norm.clamp_min(NORM_FLOOR),
         owners=Pairs(place),
     )
 
     def move(weight: Tensor, states: Sequence[Tensor], hyper: Hyper, age: Tensor) -> None:
-        rows = update.Rows(weight, tuple(states), part.index)
+        rows = Rows(weight, tuple(states), part.index)
         weighted = weigh(part.swept, part.negatives)
-        update.update_rows(part.swept, weighted, own, rows, rules[type(table.rule)], hyper, age)
+        update.update_rows(part.swept, weighted, own, rows, rule, hyper, age)
 
     table.move_in_place(part.index, move, group)
     return True

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from mpsoftmax.kernels.row_update import Rule
+
 Hyper = Mapping[str, float]
 
 
@@ -160,6 +162,12 @@ class RowAdamW:
         """See RowRule."""
         decay = 1.0 - hyper["lr"] * hyper["weight_decay"]
         return np.diag([decay, hyper["beta1"], hyper["beta2"]])
+
+
+def kernel_rule(rule: RowRule) -> Rule | None:
+    """The rule's name in kernels that move rows; None: they do not have it."""
+    names: dict[type, Rule] = {RowSGD: "sgd", RowAdamW: "adamw"}
+    return names.get(type(rule))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import pytest
 import torch
 from kernel_cases import WISHES, awkward
 
+from mpsoftmax.kernels.row_update import OwnPulls, Rows
+
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 TENSOR_CORES = re.compile(r"(wgmma\.mma_async|(?<!wg)mma\.sync)\S*bf16")
 
@@ -136,8 +138,8 @@ def update(chip, dim, dtype, rule, batch=256):
         triton_update.update_rows(
             swept,
             weigh(swept, swept.total),
-            triton_update.OwnPulls(asked.features.float(), torch.ones(batch), asked.own),
-            triton_update.Rows(torch.zeros(1024, dim), states, torch.arange(0, 1024, 2)),
+            OwnPulls(asked.features.float(), torch.ones(batch), asked.own),
+            Rows(torch.zeros(1024, dim), states, torch.arange(0, 1024, 2)),
             rule,
             dict.fromkeys(names, 0.25),
             torch.ones(512, dtype=torch.int64),
