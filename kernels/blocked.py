@@ -67,35 +67,53 @@ def sweep(
     Returns:
         The sums and the kept part.
     """
-    features, dtype = problem.features, problem.accumulate_dtype
+    answer = empty_answer(problem, want_pull, keep_bytes, rows_in_block(problem), spare)
+    return sweep_blocks(block_of, answer, on_sums)
+
+
+FillBlock = Callable[[Swept, int, int, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""(answer, start, stop, entries [n, B], scratch for cast rows) -> F or E times slope of rows start..stop-1,
+and the rows as they enter the products. Fills the answer's factor and `entries`, which may be what it keeps;
+adds to its total and counts."""
+
+
+def sweep_blocks(fill: FillBlock, answer: Swept, on_sums: OnSums) -> Swept:
+    """`sweep` into an empty answer; `fill` does a block but for the features' gradient."""
+    problem, pull, kept = answer.problem, answer.pull, answer.kept
     num_rows, size = problem.num_rows, rows_in_block(problem)
-    answer = empty_answer(problem, want_pull, keep_bytes, size, spare)
-    total, pull, kept = answer.total, answer.pull, answer.kept
-    scratch = features.new_empty(min(size, num_rows), problem.batch)
+    scratch = problem.features.new_empty(min(size, num_rows), problem.batch)
     scratch_rows = cast_scratch(problem, min(size, num_rows))
     for start in range(0, num_rows, size):
         stop = min(start + size, num_rows)
         entries = scratch[: stop - start]
         if kept is not None and stop <= kept.shape[0]:
             entries = kept[start:stop]
-        factor = answer.factor[start:stop]
-        rows = write_logits(problem, start, stop, entries, factor, scratch_rows)
-        if not problem.is_plain:
-            entries = selective(entries, answer, start)
-        elif answer.maximum is None:
-            exponentiate(entries, problem, start, total)
-        else:
-            entries = online_maximum(entries, answer, answer.maximum, start)
-            total += torch.sum(entries, 0, dtype=dtype)
+        entries, rows = fill(answer, start, stop, entries, scratch_rows)
         if stop == num_rows:
             on_sums(answer)
         if pull is not None:
-            if used_as_they_are(problem):
-                entries.mul_(factor[:, None])
             accumulate_pull(pull, entries, rows)
     if not num_rows:
         on_sums(answer)
     return answer
+
+
+def block_of(
+    answer: Swept, start: int, stop: int, entries: Tensor, scratch: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See FillBlock."""
+    problem, total, factor = answer.problem, answer.total, answer.factor[start:stop]
+    rows = write_logits(problem, start, stop, entries, factor, scratch)
+    if not problem.is_plain:
+        entries = selective(entries, answer, start)
+    elif answer.maximum is None:
+        exponentiate(entries, problem, start, total)
+    else:
+        entries = online_maximum(entries, answer, answer.maximum, start)
+        total += torch.sum(entries, 0, dtype=total.dtype)
+    if answer.pull is not None and used_as_they_are(problem):
+        entries.mul_(factor[:, None])
+    return entries, rows
 
 
 def empty_answer(

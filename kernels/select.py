@@ -1,14 +1,14 @@
 """Which kernel runs."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mpsoftmax.kernels import blocked, reference
+from mpsoftmax.kernels import blocked, native, native_library, reference
 from mpsoftmax.kernels.problem import OnSums, Problem, Swept, ignored
 
 
@@ -40,50 +40,76 @@ class Kernel(Protocol):
         ...
 
 
-KERNELS = ("auto", "blocked", "reference", "triton")
+KERNELS = ("auto", "blocked", "native", "reference", "triton")
 LEAST_CAPABILITY = (8, 0)  # bfloat16 tensor cores
 
 
 def select(name: str, device: torch.device | None = None) -> Kernel:
     """The kernel of that name.
 
-    `auto` is `blocked`, on every device: nobody has measured Triton's kernels on hardware yet, so they run
-    for who asks for them (docs/kernels.md). Within `triton` a problem's shape and dtypes decide its way:
-    mpsoftmax.kernels.triton_launch.way_of.
+    `auto` is `native` for rows on a CPU where it was built, else `blocked`: nobody has measured Triton's
+    kernels on hardware yet, so they run for who asks for them (docs/kernels.md). Within `triton` a problem's
+    shape and dtypes decide its way: mpsoftmax.kernels.triton_launch.way_of.
 
     Args:
         name: One of KERNELS.
         device: Where the rows live; default CPU.
 
     Raises:
-        ValueError: `name` is not one of KERNELS; or is `triton` where it cannot run, or where it and
-            `reference` do not agree on a small problem (asked once a process and device).
+        ValueError: `name` is not one of KERNELS; or is `native` or `triton` where it cannot run; or is
+            `triton`, and it and `reference` do not agree on a small problem (asked once a process and
+            device).
     """
     if name not in KERNELS:
         raise ValueError(f"kernel: {name!r} is not known; allowed: {', '.join(KERNELS)}")
-    if name != "triton":
-        return reference if name == "reference" else blocked
     device = torch.device("cpu") if device is None else device
-    obstacle = triton_obstacle(device)
-    if obstacle is None and device.type == "cuda":
+    if name == "auto":
+        name = "blocked" if native_obstacle(device) else "native"
+    elif reason := obstacle(name, device):
+        raise ValueError(f"kernel: {name!r} {reason}; allowed here: auto, blocked, reference")
+    if name == "triton":
+        from mpsoftmax.kernels import triton_sweep
+
+        return triton_sweep
+    if name == "native":
+        return native
+    return reference if name == "reference" else blocked
+
+
+def obstacle(name: str, device: torch.device) -> str | None:
+    """Why a kernel cannot be taken for rows that live on `device`; None if it can."""
+    if name == "native":
+        return native_obstacle(device)
+    if name != "triton":
+        return None
+    reason = triton_obstacle(device)
+    if reason is None and device.type == "cuda":
         from mpsoftmax.kernels import triton_check
 
         trouble = triton_check.disagreement(device)
-        obstacle = None if trouble is None else f"on {str(device)!r} {trouble}"
-    if obstacle is not None:
-        raise ValueError(f"kernel: 'triton' {obstacle}; allowed here: auto, blocked, reference")
-    from mpsoftmax.kernels import triton_sweep
-
-    return triton_sweep
+        return None if trouble is None else f"on {str(device)!r} {trouble}"
+    return reason
 
 
 def row_update(kernel: Kernel) -> ModuleType | None:
     """The module whose `update_rows` takes the class gradient and moves rows at once; None: none."""
-    if kernel is blocked or kernel is reference:
+    if kernel in (blocked, native, reference):
         return None
     from mpsoftmax.kernels import triton_update
 
     return triton_update
+
+
+def row_mover(kernel: Kernel) -> Callable[..., None] | None:
+    """The kernel's `move_rows`, which projects a gradient and moves rows (native.py); None: it has none."""
+    return native.move_rows if kernel is native else None
+
+
+def native_obstacle(device: torch.device) -> str | None:
+    """Why compiled code for CPUs cannot run on rows that live on `device`; None if it can."""
+    if device.type != "cpu":
+        return f"is for rows on a CPU, and these are on {str(device)!r}"
+    return native_library.obstacle()
 
 
 def triton_obstacle(device: torch.device) -> str | None:

@@ -72,7 +72,7 @@ class HeadConfig:
     need sampled candidates."""
     storage_dir: str | None = None
     """Folder of the mapped file, which is scratch; null: RUN/rows."""
-    kernel: Literal["auto", "blocked", "reference", "triton"] = "auto"
+    kernel: Literal["auto", "blocked", "native", "reference", "triton"] = "auto"
     """Which kernel sweeps the classes: auto (blocked), blocked, reference, triton ([kernels](kernels.md))."""
     e_budget_bytes: int = 2**30
     """Bytes of exponentials kept between forward and update; the rest is recomputed."""

@@ -31,9 +31,11 @@ from mpsoftmax.head.row_window import (
     nearest,
 )
 from mpsoftmax.head.sorted_ids import place_of
+from mpsoftmax.head.tile_move import project, tile_move
 from mpsoftmax.head.update_stream import CallersStream, UpdateStream
 from mpsoftmax.kernels.blocked import block_size
 from mpsoftmax.kernels.problem import NORM_FLOOR
+from mpsoftmax.kernels.select import Kernel
 
 UNTOUCHED = ("frozen", "lazy")
 MOVE_ROWS = 256  # rows moved at once: gradient, row and momentum stay in cache over all passes
@@ -69,6 +71,7 @@ class ClassTable:
         directory: Where a mapped table's file lies.
         stream: Where updates of rows on the device run; None: where everything else does. Whoever asks for
             rows by this class waits for them.
+        kernel: What sweeps the rows: it may have code of its own to move a tile of them; None: torch's.
 
     Attributes:
         work_dtype: In which rows move: the row dtype, or float32 for bfloat16 rows.
@@ -92,6 +95,7 @@ class ClassTable:
         storage: str = "device",
         directory: Path | None = None,
         stream: UpdateStream | None = None,
+        kernel: Kernel | None = None,
     ) -> None:
         self.stream = CallersStream() if stream is None else stream
         self.num_classes, self.dim, self.num_centres = num_classes, dim, num_centres
@@ -100,6 +104,7 @@ class ClassTable:
         self.rule, self.lazy = rule, untouched == "lazy"
         self._seed, self._init_std = seed, init_std
         self.work_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+        self._move = tile_move(kernel, rule, self.work_dtype)
         self.store = self._open_store(directory)
         self._traffic = None if self.store.resident else RowTraffic(self.store, dtype)
         self._held: Held | None = None
@@ -266,8 +271,7 @@ class ClassTable:
                 high = min(low + MOVE_ROWS, last)
                 part = tile[low - first : high - first]
                 rows, *states = window.open(low, high)
-                project(part, rows, squares[low:high])
-                self.rule.update(rows, states, part, hyper, step[low:high])
+                self._move(rows, states, part, squares[low:high], hyper, step[low:high])
                 window.put(low, high, [rows, *states])
         window.close(step)
         self._end_update(hyper)
@@ -539,9 +543,3 @@ def check_directions(ids: Tensor, rows: Tensor) -> None:
             f"rows: that of class {int(ids[where])} has norm {', '.join(map(str, norms))}; allowed: finite "
             "and not zero (a row is a direction)"
         )
-
-
-def project(gradient: Tensor, rows: Tensor, squares: Tensor) -> None:
-    """In place: gradient - <gradient, w> w / |w|^2, row by row; [n, D], [n, D], |w|^2 [n, 1]."""
-    along = torch.linalg.vecdot(gradient, rows)[:, None].div_(squares)
-    gradient.addcmul_(rows, along, value=-1.0)

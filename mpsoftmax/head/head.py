@@ -160,6 +160,7 @@ class ModelParallelSoftmax(nn.Module):
         self._exchange = Exchange(
             self.comm, embedding_dim, num_classes, compute_dtype, batch_capacity
         )
+        self._kernel = select(kernel, where)
         self._table = ClassTable(
             num_classes=num_classes,
             dim=embedding_dim,
@@ -174,8 +175,8 @@ class ModelParallelSoftmax(nn.Module):
             storage=storage,
             directory=self._storage_folder(storage, storage_dir),
             stream=self._update_stream(update_beside, storage, where),
+            kernel=self._kernel,
         )
-        self._kernel = select(kernel, where)
         self.merged_classes = MergedClasses(where)
         self._running = RunningState(self.objective)
         self.miner = self._make_miner(where)

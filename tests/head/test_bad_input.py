@@ -79,7 +79,7 @@ def test_every_rank_raises_and_recovers(ranks, world, kind, parts):
         ({"negatives": 0.4}, r"negatives: 0\.4"),
         ({"weights": 3}, "weights: 3"),
         ({"baskets": [10, 10]}, r"baskets: \[10, 10\]; allowed: None, or Baskets"),
-        ({"kernel": "fast"}, "kernel: 'fast'.*auto, blocked, reference"),
+        ({"kernel": "fast"}, "kernel: 'fast'.*auto, blocked, native, reference"),
         ({"untouched": "eager"}, "untouched: 'eager'; allowed: frozen, lazy"),
         ({"compute_dtype": torch.float16}, "compute_dtype: torch.float16; allowed"),
         ({"row_dtype": torch.int8}, "row_dtype: torch.int8"),

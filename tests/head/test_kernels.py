@@ -4,11 +4,13 @@ import pytest
 import torch
 
 import mpsoftmax as mp
-from mpsoftmax.kernels import blocked, reference, select
+from mpsoftmax.kernels import blocked, native, native_library, reference, select
 from mpsoftmax.kernels.blocked import block_size
 from mpsoftmax.kernels.problem import Problem, weigh
 
 KERNELS = {"blocked": blocked, "reference": reference}
+if native_library.obstacle() is None:  # else tests/kernels/test_native.py skips, saying why
+    KERNELS["native"] = native
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 IDS = ["float64", "float32", "bfloat16"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 6e-2}
@@ -104,16 +106,18 @@ def test_no_rows(kernel, shift):
     assert swept.maximum is None or (swept.maximum == -torch.inf).all()
 
 
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "reference"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
 @pytest.mark.parametrize("shift", [0.0, None], ids=["none", "maximum"])
 @pytest.mark.parametrize("blocks", [0, 1, 4, 10])
 @pytest.mark.parametrize("left_over", [0, 100])
-def test_budget(dtype, shift, blocks, left_over):
+def test_budget(kernel, dtype, shift, blocks, left_over):
     """Whole blocks are kept within the budget; the rest is recomputed, also amid one range of rows."""
     asked = problem(37, 2500, dtype, shift)
     line = 37 * dtype.itemsize
     ranges = [(0, 100), (100, 1100), (1100, 1101), (1101, 2500)]
-    swept = check(blocked, asked, keep_bytes=(blocks * 256 + left_over) * line, ranges=ranges)
+    budget = (blocks * 256 + left_over) * line
+    swept = check(KERNELS[kernel], asked, keep_bytes=budget, ranges=ranges)
     assert swept.kept_bytes == min(blocks * 256, 2500) * line
 
 
@@ -124,6 +128,8 @@ def test_budget(dtype, shift, blocks, left_over):
         (torch.float64, torch.float32),
         (torch.float32, torch.float64),
         (torch.bfloat16, torch.float64),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
     ],
 )
 def test_rows_of_another_dtype(kernel, dtype, row_dtype):
@@ -260,10 +266,10 @@ def test_spare_memory_is_used_again():
 
 
 def test_select():
-    assert select.select("auto") is blocked
+    assert select.select("blocked") is blocked
     assert select.select("reference") is reference
     with pytest.raises(
-        ValueError, match=r"kernel: 'fast'.*allowed: auto, blocked, reference, triton"
+        ValueError, match=r"kernel: 'fast'.*allowed: auto, blocked, native, reference, triton"
     ):
         select.select("fast")
 
@@ -287,7 +293,7 @@ def test_sums_are_announced_once_and_final(kernel, shift, rows):
 
 
 def test_triton_needs_a_gpu():
-    """By name it is refused where it cannot run; `auto` is blocked."""
+    """By name it is refused where it cannot run; `auto` is blocked beside no CPU."""
     with pytest.raises(ValueError, match=r"kernel: 'triton' needs .*; allowed here: auto, blocked"):
         select.select("triton")
     with pytest.raises(ValueError, match=r"kernel: 'triton' needs "):
