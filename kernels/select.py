@@ -47,13 +47,29 @@ LEAST_CAPABILITY = (8, 0)  # bfloat16 tensor cores
 def select(name: str, device: torch.device | None = None) -> Kernel:
     """The kernel of that name.
 
-    `auto` is `native` for rows on a CPU where it was built, else `blocked`: nobody has measured Triton's
-    kernels on hardware yet, so they run for who asks for them (docs/kernels.md). Within `triton` a problem's
-    shape and dtypes decide its way: mpsoftmax.kernels.triton_launch.way_of.
-
     Args:
         name: One of KERNELS.
         device: Where the rows live; default CPU.
+
+    Raises:
+        ValueError: as `chosen`.
+    """
+    name = chosen(name, torch.device("cpu") if device is None else device)
+    if name == "triton":
+        from mpsoftmax.kernels import triton_sweep
+
+        return triton_sweep
+    if name == "native":
+        return native
+    return reference if name == "reference" else blocked
+
+
+def chosen(name: str, device: torch.device) -> str:
+    """The name, or what `auto` stands for with rows on `device`.
+
+    That is `native` on a CPU where it was built, else `blocked`: nobody has measured Triton's kernels on
+    hardware yet, so they run for who asks for them (docs/kernels.md). Within `triton` a problem's shape and
+    dtypes decide its way: mpsoftmax.kernels.triton_launch.way_of.
 
     Raises:
         ValueError: `name` is not one of KERNELS; or is `native` or `triton` where it cannot run; or is
@@ -62,18 +78,11 @@ def select(name: str, device: torch.device | None = None) -> Kernel:
     """
     if name not in KERNELS:
         raise ValueError(f"kernel: {name!r} is not known; allowed: {', '.join(KERNELS)}")
-    device = torch.device("cpu") if device is None else device
     if name == "auto":
-        name = "blocked" if native_obstacle(device) else "native"
-    elif reason := obstacle(name, device):
+        return "blocked" if native_obstacle(device) else "native"
+    if reason := obstacle(name, device):
         raise ValueError(f"kernel: {name!r} {reason}; allowed here: auto, blocked, reference")
-    if name == "triton":
-        from mpsoftmax.kernels import triton_sweep
-
-        return triton_sweep
-    if name == "native":
-        return native
-    return reference if name == "reference" else blocked
+    return name
 
 
 def obstacle(name: str, device: torch.device) -> str | None:

@@ -19,7 +19,7 @@ find_python() {
 
 prepare_environment() {
     local stamp wanted python file
-    wanted=$(cat "$@" pyproject.toml setup.py | cksum)
+    wanted=$(cat "$@" pyproject.toml setup.py kernels/native.cpp | cksum)
     stamp=.venv/installed-$(basename "${*: -1}" .txt)
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && [ -x .venv/bin/mpsoftmax ]; then
         return

@@ -1,6 +1,5 @@
 """The commands `mpsoftmax bench ...`: what a head, its memory, its ranks and the data loader cost here.
 
-options.py      arguments of the commands
 case.py         one head and its batch, as the commands and their processes pass it on
 yardsticks.py   bare matrix products; plain autograd softmax
 incumbent.py    arcface_torch's PartialFC_V2

@@ -14,6 +14,7 @@ from mpsoftmax.head.candidates import CANDIDATES, Candidates
 from mpsoftmax.head.head import ModelParallelSoftmax
 from mpsoftmax.head.objectives import ArcFace
 from mpsoftmax.head.row_optim import RowAdamW, RowRule, RowSGD
+from mpsoftmax.kernels.select import chosen
 
 OPTIMIZERS: dict[str, RowRule] = {"sgd": RowSGD(lr=0.1), "adamw": RowAdamW(lr=1e-3)}
 SCALE, MARGIN = 64.0, 0.5  # ArcFace
@@ -37,6 +38,7 @@ class Case:
     storage: str = "device"
     optimizer: str = "sgd"
     e_budget_bytes: int = 2**30
+    kernel: str = "auto"
     world: int = 1
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class Case:
             row_dtype=getattr(torch, self.row_dtype),
             storage=self.storage,
             e_budget_bytes=self.e_budget_bytes,
+            kernel=self.kernel,
             batch_capacity=-(-self.batch // self.world),
         )
 
@@ -118,7 +121,7 @@ class HeadStep:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Every combination of the sizes given."""
+    """Every combination of the sizes given, with the kernel that `auto` stands for."""
     several = {name: getattr(options, name) for name in ("classes", "dim", "batch", "dtype")}
     several["rate"] = [1.0] if options.candidates == "all" else options.rate
     several["world"] = getattr(options, "world", [1])
@@ -127,5 +130,6 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         for field in fields(Case)
         if field.name not in several
     }
+    plain["kernel"] = chosen(options.kernel, torch.device("cpu"))
     for values in itertools.product(*several.values()):
         yield Case(**plain, **dict(zip(several, values, strict=True)))

@@ -97,7 +97,8 @@ def incumbent_columns(times: dict[str, Times]) -> dict[str, object]:
 
 def say(case: Case, row: record.Row) -> None:
     """Print one line of the table."""
-    print(f"{case.label}  (CPU seconds, medians; {row['candidates_drawn']:,} candidates)")
+    drawn = f"{row['candidates_drawn']:,} candidates"
+    print(f"{case.label}  (CPU seconds, medians; {drawn}; kernel {case.kernel})")
     print(
         f"  head {row['head_cpu_s']}  bare products {row['blocked_cpu_s']} blocked, "
         f"{row['whole_cpu_s']} whole ({row['products_gflops']} GFLOP/s)"

@@ -12,6 +12,7 @@ WHAT = {
     "loader": "images a core decodes and augments a second, by format",
 }
 DTYPES = ("float32", "bfloat16", "float64")
+KERNELS = ("auto", "blocked", "native", "reference")
 CANDIDATES = ("all", "uniform", "uniform_blocks", "dsoftmax_k")
 
 
@@ -84,6 +85,7 @@ def add_head(command: argparse.ArgumentParser) -> None:
     command.add_argument("--row-dtype", choices=DTYPES, default="float32")
     command.add_argument("--storage", choices=["device", "host", "mapped"], default="device")
     command.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
+    command.add_argument("--kernel", choices=KERNELS, default="auto")
     command.add_argument("--e-budget-bytes", type=int, default=2**30, help="of kept exponentials")
 
 

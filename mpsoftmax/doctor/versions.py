@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 
 from mpsoftmax.config import Config
 from mpsoftmax.doctor.finding import Finding
+from mpsoftmax.kernels import native_library
 
 SECTION = "versions"
 OPTIONAL = ("triton", "deepspeed", "timm", "transformers", "tensorboardX", "simplejpeg")
@@ -26,6 +27,7 @@ def versions(config: Config) -> list[Finding]:
         package("mpsoftmax"),
         *(required(requirement) for requirement in requirements()),
         *(optional(name, wanted_by(name, config)) for name in OPTIONAL),
+        compiled(config),
         *cuda(),
     ]
 
@@ -85,6 +87,15 @@ def wanted_by(name: str, config: Config) -> str:
         "deepspeed": engine == "deepspeed" and "train.engine: deepspeed",
     }
     return needs[name] or ""
+
+
+def compiled(config: Config) -> Finding:
+    """Whether the compiled kernel for rows on a CPU is here; without it they take longer."""
+    reason = native_library.obstacle()
+    if reason is None:
+        return Finding(SECTION, "kernel for CPUs", "native (compiled)")
+    cure = "build it, for head.kernel: native" if config.head.kernel == "native" else ""
+    return Finding(SECTION, "kernel for CPUs", f"blocked; native {reason}", cure)
 
 
 def cuda() -> list[Finding]:

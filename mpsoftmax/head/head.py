@@ -76,7 +76,7 @@ class ModelParallelSoftmax(nn.Module):
             up exactly as if every step had moved them with a zero gradient.
         compute_dtype: dtype of the matrix products: float64, float32 or bfloat16. Sums are float32 or wider.
         row_dtype: dtype of rows and optimiser rows: float32, float64, or bfloat16, rounded stochastically.
-        kernel: "auto", "blocked", "reference" or "triton" (docs/kernels.md).
+        kernel: "auto", "blocked", "native", "reference" or "triton" (docs/kernels.md).
         e_budget_bytes: Bytes of exponentials kept between forward and step(); past it they are recomputed.
         batch_capacity: Largest local batch. With it a step has three collectives; without it a fourth
             exchanges the sizes.

@@ -16,6 +16,7 @@ from mpsoftmax.config import load
 from mpsoftmax.doctor import data, disk, machine, versions
 from mpsoftmax.doctor import ranks as between
 from mpsoftmax.doctor.finding import Finding, anonymous, merged, render
+from mpsoftmax.kernels import native_library
 
 CONFIG = (
     "train.steps=1",
@@ -43,6 +44,19 @@ def talk(overrides=(), late_s=0.0):
     late = late_s if comm.rank == comm.world - 1 else 0.0
     found = between.ranks(config(*overrides), comm, device)
     return [*found, between.clocks(comm, now=lambda: time.time() - late)]
+
+
+def test_compiled_kernel(monkeypatch):
+    """Here; or not, which needs a look only where the configuration asks for it."""
+    monkeypatch.setattr(native_library, "obstacle", lambda: None)
+    assert versions.compiled(config()).value == "native (compiled)"
+    monkeypatch.setattr(native_library, "obstacle", lambda: "was not built")
+    found = versions.compiled(config())
+    assert found.ok
+    assert found.value == "blocked; native was not built"
+    assert (
+        versions.compiled(config("head.kernel=native")).cure == "build it, for head.kernel: native"
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2])
