@@ -79,7 +79,7 @@ def npcface(stage: str, rows: list[Mapping[str, Any]]) -> list[Run]:
     best = best_of_families(rows, "npcface", FACES, variants, metric="select_tar_1e-03")
     runs = runs_of("npcface", stage, FACES_ALL, best.values(), CONFIRM_SEEDS)
     short, longer = best.values(), [lengthened(one, GLYPH_EPOCHS) for one in best.values()]
-    return runs + runs_of("npcface", stage, GLYPHS, [*short, *longer], CONFIRM_SEEDS[:3])
+    return runs + runs_of("npcface", stage, GLYPHS, [*short, *longer], CONFIRM_SEEDS)
 
 
 def all_losses() -> list[Variant]:

@@ -20,7 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 OPEN = ("recall_at_1", "tar_1e-03", "tar_1e-04", "select_recall_at_1")
 COLUMNS: dict[str, tuple[str, ...]] = {
     "dsoftmax": (
-        *OPEN,
+        "recall_at_1",
+        "minus dsoftmax all",
+        "minus cosface all",
+        "minus partial_fc 1/64",
+        *OPEN[1:],
         "closed",
         "candidate_rows",
         "negatives_per_sample",
@@ -96,8 +100,12 @@ def gap_closed(method: Method, of_dataset: Sequence[Method]) -> str:
 
 
 def minus(method: Method, column: str, of_dataset: Sequence[Method]) -> str:
-    """Recall@1 less that of the method which the column names, paired by seed."""
-    others = [one for one in of_dataset if one.name == column.removeprefix(MINUS)]
+    """Recall@1 less that of the method which the column names, paired by seed and trained as long."""
+    names = {column.removeprefix(MINUS)}
+    if "epochs=" in method.name:  # against the other's longer training
+        family = " ".join(word for word in min(names).split() if "=" not in word)
+        names = {f"{family} {word}" for word in method.name.split() if word.startswith("epochs=")}
+    others = [one for one in of_dataset if one.name in names]
     if not others or others[0] is method:
         return ""
     found = difference(method, others[0], "recall_at_1")
