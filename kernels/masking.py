@@ -54,8 +54,9 @@ def negatives_of(
         is_hard = (logits > hard.threshold.to(logits) * unit) & ~out
         z = logits / unit
         (v0, v1, v2), (d0, d1) = hard.value, hard.slope
-        logits = torch.where(is_hard, unit * (v0 + z * (v1 + v2 * z)), logits)
-        slope = torch.where(is_hard, d0 + d1 * z, 1.0)
+        easy = logits if hard.easy == 1.0 else hard.easy * logits
+        logits = torch.where(is_hard, unit * (v0 + z * (v1 + v2 * z)), easy)
+        slope = torch.where(is_hard, d0 + d1 * z, hard.easy)
         if counts is not None:
             assert counts.hard_sum is not None
             assert counts.hard_count is not None

@@ -61,7 +61,7 @@ class Pairs:
 class HardNegatives:
     """Another logit where the cosine z exceeds the sample's threshold: s (v0 + v1 z + v2 z^2).
 
-    Elsewhere s z. Value and slope are given apart: a weight in front of z may be held constant.
+    Elsewhere `easy` s z. Value and slope are given apart: a weight in front of z may be held constant.
     """
 
     threshold: Tensor
@@ -70,6 +70,8 @@ class HardNegatives:
     """(v0, v1, v2)."""
     slope: tuple[float, float]
     """(d0, d1): the logit's derivative by z is s (d0 + d1 z)."""
+    easy: float = 1.0
+    """Factor of the other negatives' logit s z, and of its derivative."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,8 +111,8 @@ def negatives_logits(
     if hard is not None:
         is_hard = (cosines > hard.threshold) & counted
         value = hard.value[0] + hard.value[1] * cosines + hard.value[2] * cosines**2
-        logits = torch.where(is_hard, problem.cosine_unit * value, logits)
-        slope = torch.where(is_hard, hard.slope[0] + hard.slope[1] * cosines, slope)
+        logits = torch.where(is_hard, problem.cosine_unit * value, hard.easy * logits)
+        slope = torch.where(is_hard, hard.slope[0] + hard.slope[1] * cosines, hard.easy)
     return logits.masked_fill(~counted, -torch.inf), slope, is_hard
 
 

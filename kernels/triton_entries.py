@@ -75,6 +75,7 @@ def negatives_of_tile(
     v2,
     d0,
     d1,
+    easy,
     class_members,
     sample_members,
     limit,
@@ -121,8 +122,8 @@ def negatives_of_tile(
         least = tl.load(threshold + b, mask=in_batch, other=0.0)[None, :]
         hard = (u > least * scale) & (out == 0)
         z = u / scale
-        g = tl.where(hard, scale * (v0 + z * (v1 + v2 * z)), u)
-        slope = tl.where(hard, d0 + d1 * z, 1.0)
+        g = tl.where(hard, scale * (v0 + z * (v1 + v2 * z)), easy * u)
+        slope = tl.where(hard, d0 + d1 * z, easy)
         z = tl.where(hard, z, 0.0)
     return tl.where(out, -float("inf"), g), slope, z, hard, rejected, mined
 
@@ -147,6 +148,7 @@ def entries_kernel(
     v2,
     d0,
     d1,
+    easy,
     class_members,  # int64 [num_classes], or None
     sample_members,  # int64 [B], or None
     limit,  # float32 [B] cosine, or None
@@ -184,7 +186,7 @@ def entries_kernel(
                 u *= f
         g, slope, z, hard, rejected, mined = negatives_of_tile(
             u, r, b, place, inside, num_rows, batch, first_class, own, absent, unit, threshold,
-            v0, v1, v2, d0, d1, class_members, sample_members, limit, marks, MARKED_ARE_KEPT,
+            v0, v1, v2, d0, d1, easy, class_members, sample_members, limit, marks, MARKED_ARE_KEPT,
         )  # fmt: skip
         if FIND_MAXIMUM:
             tl.store(out + offset + place, narrowed(u, out), mask=inside)
@@ -258,6 +260,7 @@ def logits_kernel(
     v2,
     d0,
     d1,
+    easy,
     class_members,
     sample_members,
     limit,
@@ -305,7 +308,7 @@ def logits_kernel(
         marks = marked + offset
     g, slope, z, hard, rejected, mined = negatives_of_tile(
         u, r, b, place, inside, num_rows, batch, first_class, own, absent, unit, threshold,
-        v0, v1, v2, d0, d1, class_members, sample_members, limit, marks, MARKED_ARE_KEPT,
+        v0, v1, v2, d0, d1, easy, class_members, sample_members, limit, marks, MARKED_ARE_KEPT,
     )  # fmt: skip
     line = sums
     if sums is not None:

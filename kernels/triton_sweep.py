@@ -193,6 +193,7 @@ class Passes:
             "threshold": None if hard is None else hard.threshold.float().contiguous(),
             **dict(zip(("v0", "v1", "v2"), hard.value if hard else (0.0, 1.0, 0.0), strict=True)),
             **dict(zip(("d0", "d1"), hard.slope if hard else (1.0, 0.0), strict=True)),
+            "easy": hard.easy if hard else 1.0,
             "class_members": None if selection is None else selection.class_members,
             "sample_members": None if selection is None else selection.sample_members,
             "limit": None if limit is None else limit.float().contiguous(),

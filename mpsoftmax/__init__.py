@@ -17,8 +17,10 @@ from mpsoftmax.head.mining import (
 )
 from mpsoftmax.head.negatives import NoiseFilter
 from mpsoftmax.head.objectives import (
+    AdaCos,
     AdaFace,
     ArcFace,
+    CircleLoss,
     CombinedMargin,
     CosFace,
     CurricularFace,
@@ -36,10 +38,12 @@ from mpsoftmax.head.weights import ClassCentres, SubCentres
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaCos",
     "AdaFace",
     "AllDistinct",
     "ArcFace",
     "Baskets",
+    "CircleLoss",
     "ClassCentres",
     "CombinedMargin",
     "CosFace",

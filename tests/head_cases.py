@@ -28,6 +28,8 @@ KINDS = {
     "npcface": mp.NPCFace,
     "adaface": mp.AdaFace,
     "magface": mp.MagFace,
+    "circle": mp.CircleLoss,
+    "adacos": mp.AdaCos,
 }
 ARC = {"scale": 64.0, "margin": 0.5}
 MV = {"scale": 32.0, "margin": 0.35, "hard_scale": 1.12}
@@ -62,6 +64,9 @@ OBJECTIVES = {
             "upper_margin": 0.8, "regulariser": 35.0,
         },
     ),
+    "circle": ("circle", {"scale": 40.0, "relaxation": 0.25}),
+    "adacos": ("adacos", {"scale": 9.0, "dynamic": True}),
+    "adacos fixed": ("adacos", {"scale": 9.0, "dynamic": False}),
 }  # fmt: skip
 
 

@@ -90,6 +90,9 @@ def all_losses() -> list[Variant]:
     found += [
         variant("dsoftmax d=0.9", ["DSoftmax", {**scale, "end_point": 0.9}]),
         variant("dsoftmax d=0.7", ["DSoftmax", {**scale, "end_point": 0.7}]),
+        variant("circle m=0.25", ["CircleLoss", {"scale": 64, "relaxation": 0.25}]),
+        variant("circle m=0.4", ["CircleLoss", {"scale": 64, "relaxation": 0.4}]),
+        variant("adacos", ["AdaCos", {}]),
         variant("sphereface m=4", ["SphereFace", {"margin": 4, "lam": 5.0}]),
         variant("combined", ["CombinedMargin", {**scale, "m1": 1.0, "m2": 0.15, "m3": 0.1}]),
         variant("adaface m=0.2", ["AdaFace", {**scale, "margin": 0.2}]),

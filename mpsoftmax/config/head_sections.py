@@ -46,7 +46,8 @@ class HeadConfig:
 
     objective: str | dict[str, Any] = "arcface"
     """normface, cosface, arcface, combined, sphereface, dsoftmax, npcface, mvsoftmax, curricularface,
-    adaface, magface; or {kind: arcface, scale: 64, margin: 0.5}; or your own, package.module:Class."""
+    adaface, magface, circle, adacos; or {kind: arcface, scale: 64, margin: 0.5}; or your own,
+    package.module:Class."""
     negatives: str | dict[str, Any] = "all"
     """all, or {kind: noise_filter, threshold: 0.4}."""
     candidates: str | dict[str, Any] = "all"

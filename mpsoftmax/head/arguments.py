@@ -77,7 +77,7 @@ class Description:
         weights = part("weights", weights, Weights, WEIGHTS)
         check_optimizer(weights, optimizer, untouched)
         described = cls(
-            objective=part("objective", objective, Objective, {}),
+            objective=part("objective", objective, Objective, {}).for_classes(num_classes),
             candidates=part("candidates", candidates, Candidates, CANDIDATES),
             negatives=part("negatives", negatives, Negatives, NEGATIVES),
             baskets=baskets,

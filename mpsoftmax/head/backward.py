@@ -23,6 +23,8 @@ class Recorded:
     batch: GlobalBatch
     target_cosine: Tensor
     """[n] over all ranks."""
+    negatives: Tensor
+    """[m] log-sum-exp of the negatives' logits over all ranks."""
     by_norm: Tensor
     """[n]: dL/da with t and l held fixed."""
     scale_is_norm: bool

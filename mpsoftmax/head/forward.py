@@ -231,7 +231,7 @@ def pose(
     problem = Problem(
         features=features,
         rows=table.current_rows(table.rows_of(index)),
-        scale=parts.objective.cosine_scale,
+        scale=parts.objective.scale_at(context.state),
         target=places(own, index),
         shift=static_shift(
             parts.objective.logit_range(context.state), table.num_classes, parts.compute_dtype

@@ -332,6 +332,7 @@ class ModelParallelSoftmax(nn.Module):
             local=local,
             batch=batch,
             target_cosine=found.reduced.cosine,
+            negatives=found.reduced.maximum + found.reduced.total.log(),
             by_norm=derivatives.by_norm,
             scale_is_norm=self.objective.scale_is_norm,
             version=self._table.version,
@@ -347,7 +348,7 @@ class ModelParallelSoftmax(nn.Module):
         part = recorded.contribution
         with no_autocast(part.unit), self.phases("sweep"):
             gradient = feature_gradient(recorded, self._exchange, self.phases)
-        self._running.hold(recorded.target_cosine, recorded.batch.norm)
+        self._running.hold(recorded.target_cosine, recorded.batch.norm, recorded.negatives)
         self._contributions.append(part.scaled(factor))
         self._table.stream.inputs_ready()
         return gradient * (factor * self.comm.world)

@@ -25,9 +25,9 @@ class RunningState:
         base = self.committed if self._pending is None else self._pending
         return self._objective.advance(base, t, norm)
 
-    def hold(self, t: Tensor, norm: Tensor) -> None:
-        """A backward call counts this batch (t, norm [n])."""
-        self._pending = self.advanced(t, norm)
+    def hold(self, t: Tensor, norm: Tensor, negatives: Tensor) -> None:
+        """A backward call counts this batch: t, norm, negatives' log-sum-exp [n]."""
+        self._pending = self._objective.advance_after(self.advanced(t, norm), t, negatives)
 
     def commit(self) -> None:
         """The step counts; a non-finite value is dropped."""

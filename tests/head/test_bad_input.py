@@ -121,6 +121,14 @@ def test_constructor_names_field_value_and_choice(arguments, message):
         (lambda: mp.CurricularFace(margin=-0.1), r"CurricularFace\.margin: -0\.1"),
         (lambda: mp.CurricularFace(momentum=0.0), r"CurricularFace\.momentum: 0\.0"),
         (lambda: mp.CurricularFace(momentum=1.5), r"CurricularFace\.momentum: 1\.5"),
+        (
+            lambda: mp.CircleLoss(relaxation=1.0),
+            r"CircleLoss\.relaxation: 1\.0; allowed: 0 <= relaxation",
+        ),
+        (
+            lambda: mp.AdaCos(scale=-1.0),
+            r"AdaCos\.scale: -1\.0; allowed: None, or a positive number",
+        ),
         (lambda: mp.NPCFace(mask_margin=2.0), r"NPCFace\.mask_margin: 2\.0"),
         (lambda: mp.NPCFace(m0=-0.1), r"NPCFace\.m0: -0\.1"),
         (lambda: mp.NPCFace(m0=1.0, m1=1.0), r"NPCFace\.m1: 1\.0; .*m0 \+ m1"),

@@ -78,7 +78,7 @@ def refusals(case):
     rule = case.rule or ()
     rules = {*rule[:1], *(rule[2][:1] if rule[:1] == ("hardest",) else ())}
     classes_are_sampled = case.candidates[0] in ("uniform", "uniform_blocks", "dsoftmax_k")
-    re_weights = objective in ("mvsoftmax", "curricularface", "npcface")
+    re_weights = objective in ("mvsoftmax", "curricularface", "npcface", "circle")
     reasons = [
         (
             case.candidates[0] == "dsoftmax_b" and objective != "dsoftmax",
@@ -90,7 +90,8 @@ def refusals(case):
         ),
         ("top_k" in rules and classes_are_sampled, r"baskets\.rule: TopK.*all classes only"),
         (
-            margins and objective in ("normface", "combined", "npcface", "magface"),
+            margins
+            and objective in ("normface", "combined", "npcface", "magface", "circle", "adacos"),
             r"baskets\.margins: .*has a margin, which",
         ),
         (margins and objective == "sphereface", r"SphereFace\.margin: .*a whole number"),

@@ -215,6 +215,80 @@ def test_npcface(t, negatives, margin, loss, tangent):
     watched(head, "collaborative_margin", margin)
 
 
+# s = 16, m = 0.25, the weights constant. Negatives 0.28 and 0: 16 * 0.53 * 0.03 with slope 16 * 0.53, and
+# 16 * 0.25 * -0.25 with slope 4; -0.6 lies below -m: logit 0, no slope. phi = 16 (1.25 - t) (t - 0.75), its
+# slope 16 (1.25 - t).
+@pytest.mark.parametrize(
+    ("t", "negatives", "above", "loss", "tangent"),
+    [
+        (0.6, Z, 2, 2.613511391753824699, -3.536053380190024058),
+        (1.0, Z, 2, 0.68191648633887167948, 2.2267379027828514694),
+        (-1.0, Z, 2, 63.977411049094149429, 4.504347889079990625),
+        # two logits of 0 that nothing moves, one of them at -m itself
+        (0.6, (-0.6, -0.25), 0, 2.3530540843133440537, -7.5289482022523185618),
+    ],
+)
+def test_circle(t, negatives, above, loss, tangent):
+    head = check(mp.CircleLoss(16.0), t, negatives, loss, tangent)
+    watched(head, "hard_negatives", above)
+
+
+# s = sqrt(2) ln 3 = 1.55367 for four classes. Then ln(sum_j e^{s z_j}) / cos(min(pi / 4, arccos t)): arccos 0.6
+# is above pi / 4, arccos 0.9 below.
+@pytest.mark.parametrize(
+    ("t", "first", "tangent", "scale", "second"),
+    [
+        (
+            0.6,
+            0.76868119998732833299,
+            0.12681700114624778054,
+            1.5244721496889919905,
+            0.7770816617743478708,
+        ),
+        (
+            0.9,
+            0.54574968437882701021,
+            0.33737464396117483475,
+            1.1977384386390219812,
+            0.68411859384750830455,
+        ),
+    ],
+)
+def test_adacos(t, first, tangent, scale, second):
+    """The scale of a batch is used from the next step on; a skipped step or an evaluation changes nothing."""
+    head = check(mp.AdaCos(), t, Z, first, tangent)
+    watched(head, "scale", 1.5536723984241864479)
+    with torch.no_grad():
+        close(head(along(1.0), torch.tensor([0])), first)
+    head.step()
+    close(head(along(1.0), torch.tensor([0])), second)
+    watched(head, "scale", scale)
+    close(head.state_dict()["objective_state"], [scale])
+    head.zero_grad()
+    head.step()
+    with torch.no_grad():
+        close(head(along(1.0), torch.tensor([0])), second)
+
+
+def test_adacos_fixed():
+    """No state; 100,000 classes: sqrt(2) ln 99,999 = 16.2818."""
+    head = check(mp.AdaCos(dynamic=False), 0.6, Z, 0.76868119998732833299, 0.12681700114624778054)
+    head.step()
+    close(head(along(1.0), torch.tensor([0])), 0.76868119998732833299)
+    assert head.state_dict()["objective_state"].numel() == 0
+    assert mp.AdaCos().for_classes(100_000).scale == pytest.approx(16.28176, abs=1e-4)
+    assert mp.AdaCos(scale=7.0).for_classes(100_000).scale == 7.0
+
+
+def test_adacos_keeps_its_scale_where_a_batch_gives_none():
+    """A sample without negatives, or whose negatives' mean sum is below 1: no positive scale follows."""
+    for others in ((), (-0.9,)):
+        head = head_of(mp.AdaCos(scale=3.0), [row(z) for z in (0.6, *others)])
+        head(along(1.0), torch.tensor([0])).backward()
+        head.step()
+        close(head.state_dict()["objective_state"], [3.0])
+
+
 def test_adaface():
     """Norms 12 and 28: mean 20, deviation sqrt(128); mean 20, deviation 99 + 0.01 sqrt(128) = 99.113.
 

@@ -10,9 +10,11 @@ from mpsoftmax.config import load
 from mpsoftmax.train.loop import Trainer
 
 WATCHED = {
+    "adacos": {"scale"},
     "adaface": {"feature_norm"},
     "arcface_straight_through": {"target_cosine"},
     "baskets": {"rejected_share", "rejected_negatives", "rejected_share_0", "rejected_share_1"},
+    "circle": {"hard_negatives"},
     "curricularface": {"hard_share", "hard_negatives"},
     "dsoftmax": {"q"},
     "dsoftmax_b": {"q"},

@@ -1,5 +1,6 @@
 """What is trained, in plain words, and its loss from the full matrix of logits."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -47,6 +48,13 @@ def start_state(name):
     return {"curricularface": {"ema": 0.0}, "adaface": {"norm_mean": 20.0, "norm_std": 100.0}}.get(
         name, {}
     )
+
+
+def next_scale(t, logits, before):
+    """AdaCos: what the scale becomes after a batch, from the exponentials themselves; it stays positive."""
+    mean = torch.exp(logits.double()).sum(1).mean()
+    middle = torch.arccos(t.double()).sort().values[(len(t) - 1) // 2]
+    return float(mean.log() / torch.cos(middle.clamp(max=math.pi / 4))) if mean > 1 else before
 
 
 def advanced(name, p, state, t, norm):
@@ -111,10 +119,14 @@ def loss(
     edge = negatives.threshold_of_hard(name, own, p)
     hard = mask & (fixed > (torch.full_like(own, torch.inf) if edge is None else edge)[:, None])
     scale = norm if name == "sphereface" else torch.full_like(norm, p.get("scale", 64.0))
+    if name == "adacos" and state:
+        scale = torch.full_like(norm, state["scale"])
     logits = negatives.logits(method, cosine, hard, mask, scale, p, state)
     mean_hard = (fixed * hard).sum(1) / hard.sum(1).clamp(min=1)
     phi = targets.target_cosine(name, t, norm, p, step=step, state=state, mean_hard=mean_hard)
     intra, inter = per_sample(name, p, t, norm, logits, phi * scale)
+    if name == "adacos" and training and p["dynamic"]:
+        state = {"scale": next_scale(own, logits.detach(), float(scale[0]))}
     value = intra.mean() + (inter if chosen is None else inter[chosen]).mean()
     edges = [*constants(method, own), *([] if edge is None else [edge])]
     return Outcome(value, state, gap(fixed, labels, edges), mask, hard)

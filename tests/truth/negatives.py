@@ -80,6 +80,8 @@ def threshold_of_hard(name, t, p):
         return turned_exactly(t, p["margin"])
     if name == "npcface":
         return turned_exactly(t, p["mask_margin"])
+    if name == "circle":
+        return 0 * t - p["relaxation"]
     return None
 
 
@@ -95,7 +97,12 @@ def hard_logit(name, z, p, state):
 def logits(method, cosine, hard, mask, scale, p, state):
     """[n, C] with gradient; -inf where a class is no negative. `scale` [n]."""
     value = cosine
-    if hard.any():
+    if (
+        method.objective == "circle"
+    ):  # the slope is the weight: it is no factor to be differentiated
+        weight = torch.relu(cosine.detach() + p["relaxation"])
+        value = weight * (cosine - p["relaxation"])
+    elif hard.any():
         value = torch.where(hard, hard_logit(method.objective, cosine, p, state), cosine)
     value = scale[:, None] * value
     if method.noise is not None:

@@ -88,9 +88,14 @@ def mvsoftmax(t, p):
     return torch.where(t > 0, turned(t, m), t)
 
 
+def circle(t, p):
+    weight = torch.relu(1 + p["relaxation"] - t.detach())
+    return weight * (t - 1 + p["relaxation"])
+
+
 def target_cosine(name, t, norm, p, *, step, state, mean_hard):
     """Own cosine after margin, to be multiplied by the scale."""
-    if name in ("normface", "dsoftmax"):
+    if name in ("normface", "dsoftmax", "adacos"):
         return t
     if name == "cosface":
         return t - p["margin"]
@@ -104,4 +109,5 @@ def target_cosine(name, t, norm, p, *, step, state, mean_hard):
         "curricularface": lambda: with_fallback(t, p["margin"]),
         "adaface": lambda: adaface(t, norm, p, state),
         "magface": lambda: magface(t, norm, p),
+        "circle": lambda: circle(t, p),
     }[name]()

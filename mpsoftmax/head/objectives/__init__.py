@@ -1,9 +1,10 @@
 """The objectives, by idea: margins, hard negatives, feature norm, dissected. A loss is added here."""
 
+from mpsoftmax.head.objectives.adaptive_scale import AdaCos
 from mpsoftmax.head.objectives.base import Context, Objective, ScaledObjective, SeparableObjective
 from mpsoftmax.head.objectives.dissected import DSoftmax
 from mpsoftmax.head.objectives.feature_norm import AdaFace, MagFace
-from mpsoftmax.head.objectives.hard_negatives import CurricularFace, MVSoftmax, NPCFace
+from mpsoftmax.head.objectives.hard_negatives import CircleLoss, CurricularFace, MVSoftmax, NPCFace
 from mpsoftmax.head.objectives.margins import (
     ArcFace,
     CombinedMargin,
@@ -24,12 +25,16 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "npcface": NPCFace,
     "adaface": AdaFace,
     "magface": MagFace,
+    "circle": CircleLoss,
+    "adacos": AdaCos,
 }
 
 __all__ = [
     "OBJECTIVES",
+    "AdaCos",
     "AdaFace",
     "ArcFace",
+    "CircleLoss",
     "CombinedMargin",
     "Context",
     "CosFace",

@@ -83,6 +83,14 @@ class Objective(ABC):
     def cosine_scale(self) -> float:
         """S in g(z) = s z (1 where the feature norm is the scale)."""
 
+    def scale_at(self, state: State) -> float:
+        """S with these running statistics: the cosine scale, unless it moves."""
+        return self.cosine_scale
+
+    def for_classes(self, num_classes: int) -> "Objective":
+        """This objective for that many classes: itself, unless a number of it depends on them."""
+        return self
+
     @abstractmethod
     def loss(self, t: Tensor, negatives: Tensor, norm: Tensor, context: Context = EMPTY) -> Tensor:
         """Phi: loss of each sample.
@@ -98,7 +106,7 @@ class Objective(ABC):
         """
 
     def transform(self, t: Tensor, context: Context) -> HardNegatives | None:
-        """How the hard negatives' cosines become logits; None where every g(z) = s z.
+        """How the negatives' cosines become logits; None where every g(z) = s z.
 
         Args:
             t: [B] target cosines over all shards; zeros unless `needs_target`.
@@ -121,6 +129,16 @@ class Objective(ABC):
             state: The statistics so far.
             t: [B] target cosines; zeros unless `needs_target`.
             norm: [B] feature norms.
+        """
+        return dict(state)
+
+    def advance_after(self, state: State, t: Tensor, negatives: Tensor) -> dict[str, float]:
+        """What `advance` gave, once the negatives of its batch are known; for the batches to come.
+
+        Args:
+            state: As `advance` left it.
+            t: [B] target cosines.
+            negatives: [B] log-sum-exp of the negatives' logits, -inf where a sample has none.
         """
         return dict(state)
 

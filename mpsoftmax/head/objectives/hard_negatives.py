@@ -1,7 +1,7 @@
-"""Objectives that treat hard negatives apart: MV-Softmax, CurricularFace, NPCFace.
+"""Objectives that treat hard negatives apart: MV-Softmax, CurricularFace, NPCFace; Circle loss.
 
-A negative is hard where its cosine exceeds a threshold that depends on the sample's own target cosine. The
-threshold is a step: no gradient flows through it, nor through sums over the hard set.
+A negative is hard where its cosine exceeds a threshold, which depends on the sample's own target cosine but
+for Circle loss. The threshold is a step: no gradient flows through it, nor through sums over the hard set.
 """
 
 import math
@@ -179,3 +179,38 @@ class NPCFace(ScaledObjective):
         """See Objective.statistics."""
         margin = self.collaborative_margin(context)
         return {"collaborative_margin": margin.sum() / max(1, margin.numel())}
+
+
+@dataclass(frozen=True)
+class CircleLoss(ScaledObjective):
+    """Every similarity at a pace of its own, with class labels. Sun et al., 2020, eq. 6 (arXiv 2002.10857).
+
+    With m the relaxation: g = s [z + m]_+ (z - m); the target's logit is s [1 + m - t]_+ (t - (1 - m)). The
+    factors in brackets are weights, held constant in the derivative, as in the paper. A negative at or below
+    -m has the logit 0.
+    """
+
+    scale: float = 256.0
+    relaxation: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        require(0 <= self.relaxation < 1, self, "relaxation", "0 <= relaxation < 1 (cosine)")
+
+    def transform(self, t: Tensor, context: Context) -> HardNegatives:
+        """See Objective.transform: all above -m."""
+        m = self.relaxation
+        return HardNegatives(
+            threshold=torch.full_like(t, -m), value=(-m * m, 0.0, 1.0), slope=(m, 1.0), easy=0.0
+        )
+
+    def logit_range(self, state: State) -> tuple[float, float]:
+        """See Objective.logit_range."""
+        square = self.relaxation**2
+        return (-self.scale * square, self.scale * (1.0 - square))
+
+    def loss(self, t: Tensor, negatives: Tensor, norm: Tensor, context: Context = EMPTY) -> Tensor:
+        """See Objective.loss."""
+        weight = (1.0 + self.relaxation - t).clamp_min(0.0).detach()
+        return cross_entropy(negatives, self.scale * weight * (t - (1.0 - self.relaxation)))

@@ -1,0 +1,79 @@
+"""Objectives whose scale follows training: AdaCos."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mpsoftmax.head.objectives.base import (
+    EMPTY,
+    Context,
+    Objective,
+    State,
+    cross_entropy,
+    require,
+)
+
+
+@dataclass(frozen=True)
+class AdaCos(Objective):
+    """sp(l - s t) with a scale that is not chosen. Zhang et al., 2019 (arXiv 1905.00292).
+
+    Fixed: s = sqrt(2) ln(C - 1), eq. 11. Dynamic, eq. 15: after each batch
+
+        s <- ln(mean_i sum_j exp(s z_ij)) / cos(min(pi / 4, median theta))
+
+    over the negatives and samples of all ranks, used from the next batch on: using it in the same step, as
+    the paper does, would take a second sweep (our deviation). With sampled candidates the sum is over them.
+    """
+
+    scale: float | None = None
+    """Where it starts; None: sqrt(2) ln(C - 1)."""
+    dynamic: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        fits = self.scale is None or 0 < self.scale < math.inf
+        require(fits, self, "scale", "None, or a positive number")
+
+    @property
+    def cosine_scale(self) -> float:
+        """S at the start."""
+        assert self.scale is not None, "for_classes was not asked"
+        return self.scale
+
+    def for_classes(self, num_classes: int) -> "AdaCos":
+        """See Objective.for_classes; two classes count as three, which have a scale."""
+        if self.scale is not None:
+            return self
+        return replace(self, scale=math.sqrt(2.0) * math.log(max(num_classes, 3) - 1))
+
+    def scale_at(self, state: State) -> float:
+        """See Objective.scale_at."""
+        return state["scale"] if self.dynamic else self.cosine_scale
+
+    def logit_range(self, state: State) -> tuple[float, float]:
+        """See Objective.logit_range."""
+        return (-self.scale_at(state), self.scale_at(state))
+
+    def initial_state(self) -> dict[str, float]:
+        """See Objective.initial_state."""
+        return {"scale": self.cosine_scale} if self.dynamic else {}
+
+    def advance_after(self, state: State, t: Tensor, negatives: Tensor) -> dict[str, float]:
+        """See Objective.advance_after. A batch that gives no positive scale leaves it as it is."""
+        if not self.dynamic or t.numel() == 0:
+            return dict(state)
+        log_mean = float(torch.logsumexp(negatives.double(), 0)) - math.log(t.numel())
+        median = float(torch.arccos(t.double().clamp(-1.0, 1.0)).median())
+        scale = log_mean / math.cos(min(math.pi / 4.0, median))
+        return {"scale": scale} if 0 < scale < math.inf else dict(state)
+
+    def loss(self, t: Tensor, negatives: Tensor, norm: Tensor, context: Context = EMPTY) -> Tensor:
+        """See Objective.loss."""
+        return cross_entropy(negatives, self.scale_at(context.state) * t)
+
+    def statistics(self, t: Tensor, norm: Tensor, context: Context) -> dict[str, Tensor]:
+        """See Objective.statistics."""
+        return {"scale": torch.tensor(self.scale_at(context.state))}
