@@ -233,8 +233,8 @@ def test_circle(t, negatives, above, loss, tangent):
     watched(head, "hard_negatives", above)
 
 
-# s = sqrt(2) ln 3 = 1.55367 for four classes. Then ln(sum_j e^{s z_j}) / cos(min(pi / 4, arccos t)): arccos 0.6
-# is above pi / 4, arccos 0.9 below.
+# s = sqrt(2) ln 3 = 1.55367 for four classes. Then ln(sum_j e^{s z_j}) / cos(min(pi / 4, arccos t)), where
+# arccos 0.6 is above pi / 4, arccos 0.9 below.
 @pytest.mark.parametrize(
     ("t", "first", "tangent", "scale", "second"),
     [
