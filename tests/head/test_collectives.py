@@ -15,6 +15,7 @@ OBJECTIVES = (
     mp.DSoftmax(),
     mp.AdaFace(16.0),
     mp.MagFace(16.0),
+    mp.AdaCos(),
 )
 
 
@@ -117,11 +118,13 @@ def test_filter_sub_centres_and_centres_have_three(ranks, world):
     """A filter counts what it filters: two more numbers a sample. Other class weights cost nothing."""
     for more, columns in [
         ({"negatives": mp.NoiseFilter(0.2)}, 4),
+        ({"objective": mp.CircleLoss(16.0)}, 4),  # it counts what it pushes
         ({"weights": mp.SubCentres(3)}, 2),
         ({"weights": mp.ClassCentres()}, 2),
     ]:
+        more = {"objective": mp.CosFace(16.0, 0.2), **more}
         results = ranks.run(
-            counted, world, objective=mp.CosFace(16.0, 0.2), candidates="all", capacity=CAPACITY,
+            counted, world, candidates="all", capacity=CAPACITY,
             dtype=torch.float32, **more,
         )  # fmt: skip
         for (calls, payload), evaluation in results:

@@ -79,7 +79,8 @@ def test_resuming_is_bit_identical(ranks, tmp_path, engine):
 )
 def test_a_checkpoint_goes_from_engine_to_engine(ranks, tmp_path, relay):
     """At other world sizes too: weights, momentum and rows are loaded by name."""
-    every = ("train.checkpoint_every=2",)
+    # A small step: at the usual one this run is chaotic, and what world sizes round differently grows.
+    every = ("train.checkpoint_every=2", "train.optimizer.lr=0.02")
     ranks.run(train, 2, folder=tmp_path / "whole", overrides=every)
     for number, (engine, world) in enumerate((*relay, ("train.engine=ddp", 1))):
         stop = 2 * number + 2 if number < len(relay) else None
