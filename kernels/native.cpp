@@ -1,6 +1,6 @@
 // One pass over memory where torch takes several: what mpsoftmax/kernels/native.py does between matrix products.
 //
-// Plain functions on raw memory; native.py checks shapes, dtypes and contiguity and says what each is for. Arithmetic is
+// Plain functions on raw memory; native.py checks dtypes, shapes and contiguity and says what each is for. Arithmetic is
 // float32 without contraction and with fixed lanes, so that neither the instruction set nor the place of an element in a
 // loop changes a bit. Threads are those of the OpenMP runtime that torch has loaded: this library links none of its own.
 
@@ -13,9 +13,13 @@
 #define INLINE static inline __attribute__((always_inline))
 #define INLINE_MEMBER inline __attribute__((always_inline))
 // Best code for the processor at hand, chosen when the library is loaded; elsewhere the compiler's own choice.
-#if defined(__x86_64__) && defined(__ELF__) && !defined(__clang__)
+#if !defined(FOR_EVERY_PROCESSOR) && defined(__x86_64__) && defined(__ELF__) && !defined(__clang__)
+#if __GNUC__ >= 12
 #define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+#elif !defined(FOR_EVERY_PROCESSOR)
 #define FOR_EVERY_PROCESSOR
 #endif
 
@@ -86,6 +90,16 @@ INLINE float inner_product(const A* a, const B* b, int64_t dim) {
     return lanes[0];
 }
 
+// |row|; past float32's squares, where only the sum of them overflows, from float64.
+template <class Row>
+INLINE float norm_of(const Row* row, int64_t dim) {
+    const float square = inner_product(row, row, dim);
+    if (__builtin_expect(!std::isinf(square), 1)) return std::sqrt(square);
+    double wide = 0.0;
+    for (int64_t j = 0; j < dim; ++j) wide += static_cast<double>(load(row[j])) * load(row[j]);
+    return static_cast<float>(std::sqrt(wide));
+}
+
 // --- threads -----------------------------------------------------------------------------------------------------
 
 // Calls work(begin, end, thread) for parts of 0..num_rows-1.
@@ -108,7 +122,7 @@ template <class Row, class Out>
 INLINE void prepare(const Row* __restrict__ rows, Out* __restrict__ out, float* factor, int64_t begin, int64_t end, int64_t dim, float scale) {
     for (int64_t i = begin; i < end; ++i) {
         const Row* row = rows + i * dim;
-        const float norm = std::sqrt(inner_product(row, row, dim));
+        const float norm = norm_of(row, dim);
         const float by = scale * (1.0f / (norm < NORM_FLOOR ? NORM_FLOOR : norm));
         factor[i] = by;
         if (out != nullptr)
@@ -195,7 +209,7 @@ struct Turning {
     float along;
 
     INLINE_MEMBER Turning(const float* gradient, const float* row, int64_t dim) : gradient(gradient), row(row) {
-        const float norm = std::sqrt(inner_product(row, row, dim));
+        const float norm = norm_of(row, dim);
         const float floored = norm < NORM_FLOOR ? NORM_FLOOR : norm;
         along = inner_product(gradient, row, dim) / floored / floored;
     }

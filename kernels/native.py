@@ -8,7 +8,7 @@ eight passes of PyTorch is one call of compiled code (native.cpp):
     move_rows       gradient -> projected on the tangent space, row and optimiser state moved
 
 Arithmetic is float32 throughout and rounded once on the way out. The entries of a problem that is not plain
-or needs a running maximum are those of `blocked`; float64 is all `blocked`.
+or needs a running maximum are those of `blocked`, as are those of float64 features.
 """
 
 import ctypes
@@ -89,9 +89,14 @@ def write_entries(
 
 def prepare(rows: Tensor, out: Tensor | None, factor: Tensor, scale: float) -> None:
     """Scale / |w| of rows [n, D] into `factor` [n]; the rows times it into `out` [n, D]."""
-    name = NAMES[rows.dtype if out is None else out.dtype]
-    getattr(library(), f"prepare_{NAMES[rows.dtype]}_{name}")(
-        rows.data_ptr(), address(out), address(factor), *rows.shape, scale, torch.get_num_threads()
+    wanted = rows.dtype if out is None else out.dtype
+    getattr(library(), f"prepare_{NAMES[rows.dtype]}_{NAMES[wanted]}")(
+        address(rows, rows.dtype, rows.shape),
+        None if out is None else address(out, wanted, rows.shape),
+        address(factor, torch.float32, rows.shape[:1]),
+        *rows.shape,
+        scale,
+        torch.get_num_threads(),
     )
 
 
@@ -108,16 +113,28 @@ def exponentiate(entries: Tensor, factor: Tensor | None, shift: float, total: Te
     sums = total.new_zeros(threads, entries.shape[1])
     kind = "exponentiate" if factor is None else "exponentiate_times_factor"
     getattr(library(), f"{kind}_{NAMES[entries.dtype]}")(
-        address(entries), address(factor), *entries.shape, shift, address(sums), threads
+        address(entries, entries.dtype, entries.shape),
+        None if factor is None else address(factor, torch.float32, entries.shape[:1]),
+        *entries.shape,
+        shift,
+        address(sums, torch.float32, (threads, entries.shape[1])),
+        threads,
     )
     total += sums.sum(0)
 
 
-def address(tensor: Tensor | None) -> int | None:
-    """Where a contiguous tensor's numbers lie."""
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous()
+def address(tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> int:
+    """Where a tensor's numbers lie.
+
+    Raises:
+        ValueError: they are of another dtype or shape, or not contiguous on the CPU.
+    """
+    fits = tensor.dtype == dtype and tensor.shape == tuple(shape)
+    if not (fits and tensor.is_cpu and tensor.is_contiguous()):
+        raise ValueError(
+            f"tensor: {tensor.dtype} {list(tensor.shape)} on {tensor.device}, strides {tensor.stride()}; "
+            f"allowed here: {dtype} {list(shape)}, contiguous, on the CPU"
+        )
     return tensor.data_ptr()
 
 
@@ -166,18 +183,20 @@ def move_rows(
     """
     numbers = numbers_of(rule, hyper)
     moved = states if rule == "adamw" or numbers["beta1"] else ()
-    first, second = [*map(address, moved), None, None][:2]
-    corrections = bias_corrections(hyper, age) if rule == "adamw" else (None, None)
-    num_rows, dim = rows.shape
+    corrections = bias_corrections(hyper, age) if rule == "adamw" else ()
+    first, second = [*(address(state, torch.float32, rows.shape) for state in moved), None, None][
+        :2
+    ]
+    by_row = [*(address(part, torch.float32, rows.shape[:1]) for part in corrections), None, None]
     move = Move(
-        gradient=address(gradient),
-        rows=address(rows),
+        gradient=address(gradient, torch.float32, rows.shape),
+        rows=address(rows, torch.float32, rows.shape),
         first=first,
         second=second,
-        correction1=address(corrections[0]),
-        correction2=address(corrections[1]),
-        num_rows=num_rows,
-        dim=dim,
+        correction1=by_row[0],
+        correction2=by_row[1],
+        num_rows=rows.shape[0],
+        dim=rows.shape[1],
         num_threads=torch.get_num_threads(),
         **numbers,
     )

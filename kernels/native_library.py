@@ -42,14 +42,15 @@ def library() -> ctypes.CDLL:
     Raises:
         OSError: there is none, it cannot be loaded, or it was built from another native.cpp.
     """
-    again = "install mpsoftmax again (pip install -e . in a checkout)"
+    again = "install mpsoftmax again (pip install -e . in a checkout), on Linux with g++ at hand"
     if not LIBRARY.exists():
-        raise OSError(
-            f"was not built: {LIBRARY} is missing; with a C++ compiler (g++) at hand, {again}"
-        )
-    loaded = ctypes.CDLL(str(LIBRARY))
-    loaded.source_digest.restype = c_char_p
-    if SOURCE.exists() and loaded.source_digest().decode() != digest(SOURCE):
+        raise OSError(f"was not built: {LIBRARY} is missing; {again}")
+    try:
+        loaded = ctypes.CDLL(str(LIBRARY))
+        loaded.source_digest.restype = c_char_p
+    except (OSError, AttributeError) as error:
+        raise OSError(f"cannot be loaded: {error}; {again}") from error
+    if loaded.source_digest().decode() != digest(SOURCE):
         raise OSError(f"was built from another {SOURCE.name} than the one beside it; {again}")
     declare(loaded, "move_rows", (POINTER(Move),))
     for name in DTYPES:

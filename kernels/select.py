@@ -1,6 +1,8 @@
 """Which kernel runs."""
 
+import functools
 import importlib.util
+import logging
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Protocol
@@ -39,6 +41,8 @@ class Kernel(Protocol):
         """The k nearest classes of other baskets of every sample in each group: [B, G, k] twice."""
         ...
 
+
+logger = logging.getLogger(__name__)
 
 KERNELS = ("auto", "blocked", "native", "reference", "triton")
 LEAST_CAPABILITY = (8, 0)  # bfloat16 tensor cores
@@ -79,9 +83,12 @@ def chosen(name: str, device: torch.device) -> str:
     if name not in KERNELS:
         raise ValueError(f"kernel: {name!r} is not known; allowed: {', '.join(KERNELS)}")
     if name == "auto":
+        if device.type == "cpu" and native_library.LIBRARY.exists():
+            warn_once(native_library.obstacle())
         return "blocked" if native_obstacle(device) else "native"
     if reason := obstacle(name, device):
-        raise ValueError(f"kernel: {name!r} {reason}; allowed here: auto, blocked, reference")
+        more = "" if name == "native" or native_obstacle(device) else ", native"
+        raise ValueError(f"kernel: {name!r} {reason}; allowed here: auto, blocked{more}, reference")
     return name
 
 
@@ -112,6 +119,13 @@ def row_update(kernel: Kernel) -> ModuleType | None:
 def row_mover(kernel: Kernel) -> Callable[..., None] | None:
     """The kernel's `move_rows`, which projects a gradient and moves rows (native.py); None: it has none."""
     return native.move_rows if kernel is native else None
+
+
+@functools.cache
+def warn_once(reason: str | None) -> None:
+    """Say that a library is here and is not used, once a process and reason; nothing where it is used."""
+    if reason is not None:
+        logger.warning("head.kernel: auto is blocked, which takes longer: native %s", reason)
 
 
 def native_obstacle(device: torch.device) -> str | None:

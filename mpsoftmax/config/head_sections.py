@@ -74,7 +74,8 @@ class HeadConfig:
     storage_dir: str | None = None
     """Folder of the mapped file, which is scratch; null: RUN/rows."""
     kernel: Literal["auto", "blocked", "native", "reference", "triton"] = "auto"
-    """Which kernel sweeps the classes: auto (blocked), blocked, reference, triton ([kernels](kernels.md))."""
+    """Which kernel sweeps the classes: auto (native on a CPU where it was built, else blocked), blocked,
+    native, reference, triton ([kernels](kernels.md))."""
     e_budget_bytes: int = 2**30
     """Bytes of exponentials kept between forward and update; the rest is recomputed."""
     update_beside: bool = False

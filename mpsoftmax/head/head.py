@@ -246,7 +246,10 @@ class ModelParallelSoftmax(nn.Module):
 
     # -- forward and backward ------------------------------------------------------------------
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+    @torch.compiler.disable  # collectives, decisions on the host, compiled code: no graph to be had
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, features: Tensor, labels: Tensor
+    ) -> Tensor:
         """Mean loss over the valid samples of all ranks; the same scalar on every rank.
 
         Collective: every rank calls it, with its own batch. Under no_grad nothing is kept and no state

@@ -24,6 +24,7 @@ from mpsoftmax.data.loader import Batch, Loader
 from mpsoftmax.data.new_files import replaced
 from mpsoftmax.data.order import share
 from mpsoftmax.data.union import Union
+from mpsoftmax.kernels.select import chosen
 from mpsoftmax.roll_call import LostRank
 from mpsoftmax.track.environment import environment
 from mpsoftmax.track.log import Log
@@ -251,7 +252,10 @@ class Trainer:
         return {
             "data": self.data,
             "parameters": self.num_parameters,
-            "environment": environment(self.device),
+            "environment": {
+                **environment(self.device),
+                "kernel": chosen(self.config.head.kernel, self.device),
+            },
         }
 
     def _make_clock(self) -> StepClock:
