@@ -297,3 +297,19 @@ def test_rows_whose_square_is_out_of_range(norm):
 def test_what_it_cannot_read_is_refused(call):
     with pytest.raises(ValueError, match=r"tensor: .*; allowed here: torch\.(float32|bfloat16) \["):
         call()
+
+
+def test_beside_a_compiled_backbone():
+    """torch.compile leaves the head alone, without a word: warnings are errors here."""
+    head = mp.ModelParallelSoftmax(12, 40, seed=5)
+    net = torch.nn.Linear(6, 12)
+
+    def loss(images, labels):
+        return head(net(images), labels)
+
+    images, labels = torch.randn(9, 6), torch.arange(9)
+    expected = loss(images, labels)
+    compiled = torch.compile(loss, backend="eager")(images, labels)
+    compiled.backward()
+    assert torch.equal(compiled, expected)
+    assert net.weight.grad.any()
