@@ -65,8 +65,8 @@ OBJECTIVES = {
         },
     ),
     "circle": ("circle", {"scale": 40.0, "relaxation": 0.25}),
-    "adacos": ("adacos", {"scale": 9.0, "dynamic": True}),
-    "adacos fixed": ("adacos", {"scale": 9.0, "dynamic": False}),
+    "adacos": ("adacos", {"scale": 9.0, "dynamic": True, "momentum": 0.3}),
+    "adacos fixed": ("adacos", {"scale": 9.0, "dynamic": False, "momentum": 1.0}),
 }  # fmt: skip
 
 

@@ -92,7 +92,13 @@ def all_losses() -> list[Variant]:
         variant("dsoftmax d=0.7", ["DSoftmax", {**scale, "end_point": 0.7}]),
         variant("circle m=0.25", ["CircleLoss", {"scale": 64, "relaxation": 0.25}]),
         variant("circle m=0.4", ["CircleLoss", {"scale": 64, "relaxation": 0.4}]),
+        variant("circle s=32", ["CircleLoss", {"scale": 32, "relaxation": 0.25}]),
+        variant("circle s=128", ["CircleLoss", {"scale": 128, "relaxation": 0.25}]),
         variant("adacos", ["AdaCos", {}]),
+        variant("adacos_as_published", ["AdaCos", {"momentum": 1.0}]),
+        variant("adacos_fixed", ["AdaCos", {"dynamic": False}]),
+        variant("normface s=10", ["NormFace", {"scale": 10}]),  # near AdaCos's scale at the start
+        variant("normface s=7", ["NormFace", {"scale": 7}]),
         variant("sphereface m=4", ["SphereFace", {"margin": 4, "lam": 5.0}]),
         variant("combined", ["CombinedMargin", {**scale, "m1": 1.0, "m2": 0.15, "m3": 0.1}]),
         variant("adaface m=0.2", ["AdaFace", {**scale, "margin": 0.2}]),

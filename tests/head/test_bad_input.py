@@ -125,6 +125,7 @@ def test_constructor_names_field_value_and_choice(arguments, message):
             lambda: mp.CircleLoss(relaxation=1.0),
             r"CircleLoss\.relaxation: 1\.0; allowed: 0 <= relaxation",
         ),
+        (lambda: mp.AdaCos(momentum=0.0), r"AdaCos\.momentum: 0\.0; allowed: 0 < momentum <= 1"),
         (
             lambda: mp.AdaCos(scale=-1.0),
             r"AdaCos\.scale: -1\.0; allowed: None, or a positive number",

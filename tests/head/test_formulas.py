@@ -256,7 +256,7 @@ def test_circle(t, negatives, above, loss, tangent):
 )
 def test_adacos(t, first, tangent, scale, second):
     """The scale of a batch is used from the next step on; a skipped step or an evaluation changes nothing."""
-    head = check(mp.AdaCos(), t, Z, first, tangent)
+    head = check(mp.AdaCos(momentum=1.0), t, Z, first, tangent)
     watched(head, "scale", 1.5536723984241864479)
     with torch.no_grad():
         close(head(along(1.0), torch.tensor([0])), first)
@@ -268,6 +268,16 @@ def test_adacos(t, first, tangent, scale, second):
     head.step()
     with torch.no_grad():
         close(head(along(1.0), torch.tensor([0])), second)
+
+
+def test_adacos_moves_by_its_momentum():
+    """0.02 of the way from 1.55367 to 1.52447."""
+    head = check(mp.AdaCos(), 0.6, Z, 0.76868119998732833, 0.12681700114624778054)
+    head.step()
+    close(
+        head.state_dict()["objective_state"],
+        [0.02 * 1.5244721496889919905 + 0.98 * 1.5536723984241864479],
+    )
 
 
 def test_adacos_fixed():

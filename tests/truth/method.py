@@ -126,7 +126,9 @@ def loss(
     phi = targets.target_cosine(name, t, norm, p, step=step, state=state, mean_hard=mean_hard)
     intra, inter = per_sample(name, p, t, norm, logits, phi * scale)
     if name == "adacos" and training and p["dynamic"]:
-        state = {"scale": next_scale(own, logits.detach(), float(scale[0]))}
+        before = float(scale[0])
+        after = next_scale(own, logits.detach(), before)
+        state = {"scale": p["momentum"] * after + (1 - p["momentum"]) * before}
     value = intra.mean() + (inter if chosen is None else inter[chosen]).mean()
     edges = [*constants(method, own), *([] if edge is None else [edge])]
     return Outcome(value, state, gap(fixed, labels, edges), mask, hard)

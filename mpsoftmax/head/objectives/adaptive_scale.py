@@ -24,18 +24,24 @@ class AdaCos(Objective):
 
         s <- ln(mean_i sum_j exp(s z_ij)) / cos(min(pi / 4, median theta))
 
-    over the negatives and samples of all ranks, used from the next batch on: using it in the same step, as
-    the paper does, would take a second sweep (our deviation). With sampled candidates the sum is over them.
+    over the negatives and samples of all ranks; with sampled candidates, over these. Two deviations of ours:
+    it counts from the next batch on, since using it at once, as the paper does, takes a second sweep; and s
+    moves by `momentum` of the way (1: the paper's): it can run away while class rows still point alike.
     """
 
     scale: float | None = None
     """Where it starts; None: sqrt(2) ln(C - 1)."""
     dynamic: bool = True
+    momentum: float = 0.02
+    """Weight of the new batch's scale."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         fits = self.scale is None or 0 < self.scale < math.inf
         require(fits, self, "scale", "None, or a positive number")
+        require(
+            0 < self.momentum <= 1, self, "momentum", "0 < momentum <= 1 (weight of the new batch)"
+        )
 
     @property
     def cosine_scale(self) -> float:
@@ -68,7 +74,9 @@ class AdaCos(Objective):
         log_mean = float(torch.logsumexp(negatives.double(), 0)) - math.log(t.numel())
         median = float(torch.arccos(t.double().clamp(-1.0, 1.0)).median())
         scale = log_mean / math.cos(min(math.pi / 4.0, median))
-        return {"scale": scale} if 0 < scale < math.inf else dict(state)
+        if not 0 < scale < math.inf:
+            return dict(state)
+        return {"scale": self.momentum * scale + (1.0 - self.momentum) * state["scale"]}
 
     def loss(self, t: Tensor, negatives: Tensor, norm: Tensor, context: Context = EMPTY) -> Tensor:
         """See Objective.loss."""
