@@ -170,7 +170,7 @@ def move_rows(
 ) -> None:
     """Move rows [n, D] and their states in place by one step of a rule along the gradient's turning part.
 
-    The arithmetic is that of mpsoftmax.head.class_table.project and mpsoftmax.head.row_optim.
+    The arithmetic is that of mpsoftmax.head.tile_move.project and mpsoftmax.head.row_optim.
 
     Args:
         rows: float32, contiguous, as are the others.
@@ -182,22 +182,25 @@ def move_rows(
         age: int64 [n]: updates of each row, this one included; read by AdamW.
     """
     numbers = numbers_of(rule, hyper)
-    moved = states if rule == "adamw" or numbers["beta1"] else ()
+    first, second = two(states if rule == "adamw" or numbers["beta1"] else (), rows.shape)
     corrections = bias_corrections(hyper, age) if rule == "adamw" else ()
-    first, second = [*(address(state, torch.float32, rows.shape) for state in moved), None, None][
-        :2
-    ]
-    by_row = [*(address(part, torch.float32, rows.shape[:1]) for part in corrections), None, None]
+    correction1, correction2 = two(corrections, rows.shape[:1])
     move = Move(
         gradient=address(gradient, torch.float32, rows.shape),
         rows=address(rows, torch.float32, rows.shape),
         first=first,
         second=second,
-        correction1=by_row[0],
-        correction2=by_row[1],
+        correction1=correction1,
+        correction2=correction2,
         num_rows=rows.shape[0],
         dim=rows.shape[1],
         num_threads=torch.get_num_threads(),
         **numbers,
     )
     library().move_rows(ctypes.byref(move))
+
+
+def two(tensors: Sequence[Tensor], shape: Sequence[int]) -> list[int | None]:
+    """Addresses of at most two float32 tensors of that shape, and None for those that are not there."""
+    found = [address(tensor, torch.float32, shape) for tensor in tensors]
+    return [*found, *[None] * (2 - len(found))]
