@@ -22,6 +22,7 @@ WORDS = {
     "cores": "Cores",
     "threads": "Threads of torch",
     "device": "Device",
+    "kernel": "Kernel of the head",
     "gpus": "GPUs",
     "cuda": "CUDA",
 }

@@ -15,6 +15,7 @@ from mpsoftmax.cli import main
 from mpsoftmax.comm import Comm
 from mpsoftmax.data.thumbnail import LONGEST_SIDE, thumbnail
 from mpsoftmax.evaluate.hardest import hardest_pairs
+from mpsoftmax.kernels.select import chosen
 from mpsoftmax.report.recompute import recompute
 from mpsoftmax.track.environment import commit, environment
 from mpsoftmax.track.run_record import evaluation_file
@@ -197,6 +198,8 @@ def test_what_fails_there_is_no_failed_training(ranks, tmp_path, world):
     assert not (tmp_path / "report" / "classes.json").exists()
     lines = (tmp_path / "report" / "sessions.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["outcome"] == "finished"
+    kernel = json.loads(lines[0])["facts"]["environment"]["kernel"]
+    assert kernel == chosen("auto", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
