@@ -62,3 +62,4 @@ class RunningState:
             raise ValueError(
                 f"head.objective_state: {values.numel()} numbers; allowed: {len(names)} ({', '.join(names)})"
             )
+        self._objective.check_state(dict(zip(names, values.tolist(), strict=True)))

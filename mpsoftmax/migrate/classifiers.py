@@ -211,7 +211,7 @@ def row_tensors(
     tensors["row_step"] = torch.full((num,), age, dtype=torch.int64)
     tensors["num_steps"] = torch.tensor(age)
     tensors["step_log"] = torch.zeros(0, len(rule.hyper), dtype=torch.float64)
-    tensors["objective_state"] = RunningState(build_objective(config)).tensor()
+    tensors["objective_state"] = RunningState(build_objective(config).for_classes(num)).tensor()
     tensors["merged"] = torch.zeros(0, 2, dtype=torch.int64)
     return {HEAD + name: value for name, value in tensors.items()}, tuple(classifier.states)
 

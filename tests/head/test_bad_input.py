@@ -128,7 +128,7 @@ def test_constructor_names_field_value_and_choice(arguments, message):
         (lambda: mp.AdaCos(momentum=0.0), r"AdaCos\.momentum: 0\.0; allowed: 0 < momentum <= 1"),
         (
             lambda: mp.AdaCos(scale=-1.0),
-            r"AdaCos\.scale: -1\.0; allowed: None, or a positive number",
+            r"AdaCos\.scale: -1\.0; allowed: None, or 1 <= scale",
         ),
         (lambda: mp.NPCFace(mask_margin=2.0), r"NPCFace\.mask_margin: 2\.0"),
         (lambda: mp.NPCFace(m0=-0.1), r"NPCFace\.m0: -0\.1"),

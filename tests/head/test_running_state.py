@@ -1,9 +1,12 @@
 """What training moves beside rows: in checkpoints, alike on all ranks, unmoved by steps that do not count."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 import mpsoftmax as mp
+from mpsoftmax.head.objectives.base import EMPTY
 
 DIM, CLASSES = 6, 12
 
@@ -34,6 +37,7 @@ def loss_of(head, step):
 AXES = {
     "curricularface": {"objective": mp.CurricularFace(momentum=0.3)},
     "adaface": {"objective": mp.AdaFace(momentum=0.3)},
+    "adacos": {"objective": mp.AdaCos(momentum=0.3)},
     "sphereface": {"objective": mp.SphereFace(lam_start=50.0)},
     "class centres": {"objective": mp.CosFace(), "weights": mp.ClassCentres()},
     "baskets": {"objective": mp.NPCFace(), "baskets": mp.Baskets([5, 7], warmup=3)},
@@ -178,3 +182,46 @@ def test_the_angle_between_rows_and_batch_means(ranks, world, features):
         for measured, expected in result:
             assert measured == pytest.approx(expected, rel=1e-6)
             assert measured > 0.1
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"), [("adacos", "curricularface"), ("curricularface", "adacos")]
+)
+def test_statistics_of_another_objective_are_refused(mine, theirs):
+    """Both have one number: a mean cosine would be a scale near 0, a scale a mean cosine above 1."""
+    state = head_after(3, **AXES[theirs]).state_dict()
+    head = head_after(0, **AXES[mine])
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"objective_state: \w+ .*of another objective"
+    ):
+        head.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class AdaCosWithMargin(mp.AdaCos):
+    """Somebody's own objective: a scale that moves, and a margin that data sets may have of their own."""
+
+    margin: float = 0.1
+
+    def loss(self, t, negatives, norm, context=EMPTY):
+        return super().loss(t - self.margin, negatives, norm, context)
+
+
+def test_a_moving_scale_with_a_margin_for_each_data_set():
+    """Equal margins for both: as without."""
+    objective = AdaCosWithMargin(scale=5.0, momentum=1.0)
+    heads = [
+        head_after(
+            0,
+            objective=objective,
+            baskets=mp.Baskets([5, 7], margins=margins, rule=mp.AllDistinct()),
+        )
+        for margins in (None, [0.1, 0.1])
+    ]
+    for step in range(4):
+        losses = [loss_of(head, step) for head in heads]
+        for head, loss in zip(heads, losses, strict=True):
+            loss.backward()
+            head.step()
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=0)
+    assert abs(heads[1].state_dict()["objective_state"].item() - 5.0) > 0.5

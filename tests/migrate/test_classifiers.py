@@ -73,6 +73,18 @@ def test_three_ranks_of_theirs_resume_here(ranks, tmp_path, world):
     assert all(math.isfinite(loss) for loss in seen)
 
 
+def test_an_objective_whose_scale_depends_on_the_classes(tmp_path):
+    """AdaCos starts at sqrt(2) ln(C - 1) here too."""
+    arcface_files.write_checkpoints(tmp_path / "old", world=3)
+    config = arcface_files.write_config(tmp_path / "configs")
+    overrides = (*HERE, "head.objective=adacos")
+    convert_classifier(tmp_path / "old", tmp_path / "run", config_file=config, overrides=overrides)
+    trainer = Trainer(load(tmp_path / "run" / "config.yaml"), Comm())
+    trainer.log.close()
+    state = trainer.head.state_dict()["objective_state"]
+    assert state.tolist() == pytest.approx([math.sqrt(2.0) * math.log(22)], rel=1e-12)
+
+
 def test_adamw_rows_and_their_age(ranks, tmp_path):
     given = arcface_files.write_checkpoints(
         tmp_path / "old", world=2, kind="adamw", steps=3, iterations=3

@@ -51,10 +51,11 @@ def start_state(name):
 
 
 def next_scale(t, logits, before):
-    """AdaCos: what the scale becomes after a batch, from the exponentials themselves; it stays positive."""
+    """AdaCos: what the scale becomes after a batch, from the exponentials themselves; never below 1."""
     mean = torch.exp(logits.double()).sum(1).mean()
     middle = torch.arccos(t.double()).sort().values[(len(t) - 1) // 2]
-    return float(mean.log() / torch.cos(middle.clamp(max=math.pi / 4))) if mean > 1 else before
+    scale = float(mean.log() / torch.cos(middle.clamp(max=math.pi / 4)))
+    return scale if 1 <= scale <= 1e6 else before
 
 
 def advanced(name, p, state, t, norm):

@@ -11,9 +11,12 @@ from mpsoftmax.head.objectives.base import (
     Context,
     Objective,
     State,
+    check_statistic,
     cross_entropy,
     require,
 )
+
+LEAST_SCALE, LARGEST_SCALE = 1.0, 1e6
 
 
 @dataclass(frozen=True)
@@ -25,20 +28,21 @@ class AdaCos(Objective):
         s <- ln(mean_i sum_j exp(s z_ij)) / cos(min(pi / 4, median theta))
 
     over the negatives and samples of all ranks; with sampled candidates, over these. Two deviations of ours:
-    it counts from the next batch on, since using it at once, as the paper does, takes a second sweep; and s
-    moves by `momentum` of the way (1: the paper's): it can run away while class rows still point alike.
+    it counts from the next batch on (with accumulation: the next backward call's), since using it at once, as
+    the paper does, takes a second sweep; and s moves by `momentum` of the way (1: the paper's): it can run
+    away while class rows still point alike.
     """
 
     scale: float | None = None
-    """Where it starts; None: sqrt(2) ln(C - 1)."""
+    """Where it starts, at least 1; None: sqrt(2) ln(C - 1)."""
     dynamic: bool = True
     momentum: float = 0.02
     """Weight of the new batch's scale."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        fits = self.scale is None or 0 < self.scale < math.inf
-        require(fits, self, "scale", "None, or a positive number")
+        fits = self.scale is None or LEAST_SCALE <= self.scale <= LARGEST_SCALE
+        require(fits, self, "scale", "None, or 1 <= scale <= 1e6")
         require(
             0 < self.momentum <= 1, self, "momentum", "0 < momentum <= 1 (weight of the new batch)"
         )
@@ -46,14 +50,16 @@ class AdaCos(Objective):
     @property
     def cosine_scale(self) -> float:
         """S at the start."""
-        assert self.scale is not None, "for_classes was not asked"
+        require(self.scale is not None, self, "scale", "a number here (for_classes gives one)")
+        assert self.scale is not None
         return self.scale
 
     def for_classes(self, num_classes: int) -> "AdaCos":
-        """See Objective.for_classes; two classes count as three, which have a scale."""
+        """See Objective.for_classes."""
         if self.scale is not None:
             return self
-        return replace(self, scale=math.sqrt(2.0) * math.log(max(num_classes, 3) - 1))
+        scale = math.sqrt(2.0) * math.log(max(num_classes, 2) - 1)
+        return replace(self, scale=max(LEAST_SCALE, scale))
 
     def scale_at(self, state: State) -> float:
         """See Objective.scale_at."""
@@ -68,15 +74,20 @@ class AdaCos(Objective):
         return {"scale": self.cosine_scale} if self.dynamic else {}
 
     def advance_after(self, state: State, t: Tensor, negatives: Tensor) -> dict[str, float]:
-        """See Objective.advance_after. A batch that gives no positive scale leaves it as it is."""
+        """See Objective.advance_after. A batch that gives no scale of at least 1 leaves it as it is."""
         if not self.dynamic or t.numel() == 0:
             return dict(state)
         log_mean = float(torch.logsumexp(negatives.double(), 0)) - math.log(t.numel())
         median = float(torch.arccos(t.double().clamp(-1.0, 1.0)).median())
         scale = log_mean / math.cos(min(math.pi / 4.0, median))
-        if not 0 < scale < math.inf:
+        if not LEAST_SCALE <= scale <= LARGEST_SCALE:
             return dict(state)
         return {"scale": self.momentum * scale + (1.0 - self.momentum) * state["scale"]}
+
+    def check_state(self, state: State) -> None:
+        """See Objective.check_state."""
+        if self.dynamic:
+            check_statistic(self, state, "scale", LEAST_SCALE, LARGEST_SCALE)
 
     def loss(self, t: Tensor, negatives: Tensor, norm: Tensor, context: Context = EMPTY) -> Tensor:
         """See Objective.loss."""

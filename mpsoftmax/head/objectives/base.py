@@ -138,9 +138,16 @@ class Objective(ABC):
         Args:
             state: As `advance` left it.
             t: [B] target cosines.
-            negatives: [B] log-sum-exp of the negatives' logits, -inf where a sample has none.
+            negatives: [m] log-sum-exp of the negatives' logits, -inf where a sample has none; of the samples
+                that met their negatives (all B but with DSoftmaxB).
         """
         return dict(state)
+
+    def check_state(self, state: State) -> None:  # noqa: B027  most have no statistics to check
+        """Raise ValueError where no training of this objective leaves such statistics.
+
+        A checkpoint names the numbers only by their order: those of another objective must not pass.
+        """
 
     def statistics(self, t: Tensor, norm: Tensor, context: Context) -> dict[str, Tensor]:
         """Scalars a user of this objective watches, for `head.last_stats`."""
@@ -172,6 +179,15 @@ def require(condition: bool, objective: object, field: str, allowed: str) -> Non
     if not condition:
         value = getattr(objective, field)
         raise ValueError(f"{type(objective).__name__}.{field}: {value!r}; allowed: {allowed}")
+
+
+def check_statistic(objective: object, state: State, name: str, low: float, high: float) -> None:
+    """Raise ValueError unless a loaded statistic is a number in [low, high], naming it and its objective."""
+    if not low <= state[name] <= high:
+        raise ValueError(
+            f"head.objective_state: {name} {state[name]}; allowed: {low} <= {name} <= {high}, as "
+            f"{type(objective).__name__} leaves it (of another objective?)"
+        )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from mpsoftmax.head.objectives.base import (
     State,
     add_angle,
     angle,
+    check_statistic,
     cross_entropy,
     require,
 )
@@ -106,6 +107,10 @@ class CurricularFace(ScaledObjective):
             return dict(state)
         mean = float(t.double().mean())
         return {"ema": self.momentum * mean + (1.0 - self.momentum) * state["ema"]}
+
+    def check_state(self, state: State) -> None:
+        """See Objective.check_state: a mean of cosines."""
+        check_statistic(self, state, "ema", -1.0, 1.0)
 
     def transform(self, t: Tensor, context: Context) -> HardNegatives:
         """See Objective.transform."""

@@ -31,6 +31,10 @@ class PerBasket(Objective):
         """S, the same for all."""
         return self.members[0].cosine_scale
 
+    def scale_at(self, state: State) -> float:
+        """See Objective.scale_at: the same for all."""
+        return self.members[0].scale_at(state)
+
     def loss(self, t: Tensor, negatives: Tensor, norm: Tensor, context: Context = EMPTY) -> Tensor:
         """See Objective.loss."""
         return self._each(
@@ -61,6 +65,14 @@ class PerBasket(Objective):
     def advance(self, state: State, t: Tensor, norm: Tensor) -> dict[str, float]:
         """See Objective.advance."""
         return self.members[0].advance(state, t, norm)
+
+    def advance_after(self, state: State, t: Tensor, negatives: Tensor) -> dict[str, float]:
+        """See Objective.advance_after."""
+        return self.members[0].advance_after(state, t, negatives)
+
+    def check_state(self, state: State) -> None:
+        """See Objective.check_state."""
+        self.members[0].check_state(state)
 
     def statistics(self, t: Tensor, norm: Tensor, context: Context) -> dict[str, Tensor]:
         """See Objective.statistics."""
