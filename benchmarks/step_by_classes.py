@@ -19,6 +19,7 @@ from mpsoftmax.bench.case import Case, HeadStep
 from mpsoftmax.bench.plots import save
 from mpsoftmax.bench.timing import interleaved
 from mpsoftmax.bench.yardsticks import BareProducts
+from mpsoftmax.kernels.select import chosen
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -36,7 +37,8 @@ def main() -> None:
     machine, rows = record.machine(), []
     for classes in options.classes:
         for name, fields in METHODS.items():
-            case = Case(classes=classes, dim=options.dim, batch=options.batch, **fields)
+            sizes = {"classes": classes, "dim": options.dim, "batch": options.batch}
+            case = Case(**sizes, **fields, kernel=chosen("auto", torch.device("cpu")))
             row = {"method": name, **vars(case), **measure(case, options.repeat)}
             rows.append(row)
             print(

@@ -119,7 +119,8 @@ static void over_rows(int64_t num_rows, int32_t num_threads, const Work& work) {
 // --- rows into a product -----------------------------------------------------------------------------------------
 
 template <class Row, class Out>
-INLINE void prepare(const Row* __restrict__ rows, Out* __restrict__ out, float* factor, int64_t begin, int64_t end, int64_t dim, float scale) {
+INLINE void prepare(const Row* __restrict__ rows, Out* __restrict__ out, float* factor, int64_t begin, int64_t end,
+                    int64_t dim, float scale) {
     for (int64_t i = begin; i < end; ++i) {
         const Row* row = rows + i * dim;
         const float norm = norm_of(row, dim);

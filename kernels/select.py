@@ -83,9 +83,10 @@ def chosen(name: str, device: torch.device) -> str:
     if name not in KERNELS:
         raise ValueError(f"kernel: {name!r} is not known; allowed: {', '.join(KERNELS)}")
     if name == "auto":
-        if device.type == "cpu" and native_library.LIBRARY.exists():
-            warn_once(native_library.obstacle())
-        return "blocked" if native_obstacle(device) else "native"
+        reason = native_obstacle(device)
+        if reason is not None and device.type == "cpu" and native_library.LIBRARY.exists():
+            warn_once(reason)
+        return "native" if reason is None else "blocked"
     if reason := obstacle(name, device):
         more = "" if name == "native" or native_obstacle(device) else ", native"
         raise ValueError(f"kernel: {name!r} {reason}; allowed here: auto, blocked{more}, reference")
@@ -122,10 +123,9 @@ def row_mover(kernel: Kernel) -> Callable[..., None] | None:
 
 
 @functools.cache
-def warn_once(reason: str | None) -> None:
-    """Say that a library is here and is not used, once a process and reason; nothing where it is used."""
-    if reason is not None:
-        logger.warning("head.kernel: auto is blocked, which takes longer: native %s", reason)
+def warn_once(reason: str) -> None:
+    """Say that a library is here and is not used, once a process and reason."""
+    logger.warning("head.kernel: auto is blocked, which takes longer: native %s", reason)
 
 
 def native_obstacle(device: torch.device) -> str | None:

@@ -94,5 +94,5 @@ def dsoftmax(stage: str, rows: list[Mapping[str, Any]]) -> list[Run]:
     longer = [lengthened(one, LONG_EPOCHS) for one in chosen]
     # Which step size is best cannot be told from one seed: the sampled ones get both.
     steadier = [one for one in variants() if one.family in SAMPLED and one not in chosen]
-    longer += [lengthened(one, LONG_EPOCHS, of="method") for one in steadier]
+    longer += [lengthened(one, LONG_EPOCHS, one.method) for one in steadier]
     return runs_of("dsoftmax", stage, DATASET, [*chosen, *steadier, *longer], CONFIRM_SEEDS)

@@ -90,10 +90,10 @@ def variant(method: str, objective: Part, /, *, changes: Any = None, **head: Any
     return Variant(method, {"objective": objective, **head}, changes or {})
 
 
-def lengthened(one: Variant, epochs: int, *, of: str = "family") -> Variant:
-    """The same over more epochs; a method of its own in the tables, named after the family or the method."""
-    name = f"{getattr(one, of)} epochs={epochs}"
-    return Variant(name, one.head, {**one.changes, "epochs": epochs})
+def lengthened(one: Variant, epochs: int, name: str | None = None) -> Variant:
+    """The same over more epochs; a method of its own in the tables, by default named after the family."""
+    changes = {**one.changes, "epochs": epochs}
+    return Variant(f"{name or one.family} epochs={epochs}", one.head, changes)
 
 
 def runs_of(

@@ -101,11 +101,11 @@ def gap_closed(method: Method, of_dataset: Sequence[Method]) -> str:
 
 def minus(method: Method, column: str, of_dataset: Sequence[Method]) -> str:
     """Recall@1 less that of the method which the column names, paired by seed and trained as long."""
-    names = {column.removeprefix(MINUS)}
+    name = column.removeprefix(MINUS)
     if "epochs=" in method.name:  # against the other's longer training
-        family = " ".join(word for word in min(names).split() if "=" not in word)
-        names = {f"{family} {word}" for word in method.name.split() if word.startswith("epochs=")}
-    others = [one for one in of_dataset if one.name in names]
+        family = " ".join(word for word in name.split() if "=" not in word)
+        name = f"{family} epochs={method.name.partition('epochs=')[2]}"
+    others = [one for one in of_dataset if one.name == name]
     if not others or others[0] is method:
         return ""
     found = difference(method, others[0], "recall_at_1")

@@ -24,7 +24,7 @@ class Recorded:
     target_cosine: Tensor
     """[n] over all ranks."""
     negatives: Tensor
-    """[m] log-sum-exp of the negatives' logits over all ranks."""
+    """float64 [m] log-sum-exp of the negatives' logits over all ranks."""
     by_norm: Tensor
     """[n]: dL/da with t and l held fixed."""
     scale_is_norm: bool

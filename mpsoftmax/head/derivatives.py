@@ -24,6 +24,11 @@ class Reduced(NamedTuple):
     chosen: Tensor | None
     """int64 [m] the samples that met their negatives; None: all."""
 
+    @property
+    def negatives(self) -> Tensor:
+        """L: float64 [m] log-sum-exp of the negatives' logits, -inf where a sample has none."""
+        return self.maximum.double() + self.total.double().log()
+
 
 @dataclass(frozen=True)
 class Derivatives:
@@ -55,12 +60,12 @@ def differentiate(
     Returns:
         All zeros where n is 0.
     """
-    total, maximum, cosine, chosen = reduced
+    total, _, cosine, chosen = reduced
     dtype, num = total.dtype, max(1, cosine.numel())
     with torch.inference_mode(False), torch.enable_grad():
         # Clones: under inference_mode the inputs could not take part in autograd.
         t, a = (value.double().clone().requires_grad_() for value in (cosine, norm))
-        negatives = (maximum.double() + total.double().log()).clone().requires_grad_()
+        negatives = reduced.negatives.clone().requires_grad_()
         if chosen is None:
             loss = objective.loss(t, negatives, a, context).sum() / num
         else:

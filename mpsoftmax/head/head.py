@@ -335,7 +335,7 @@ class ModelParallelSoftmax(nn.Module):
             local=local,
             batch=batch,
             target_cosine=found.reduced.cosine,
-            negatives=found.reduced.maximum + found.reduced.total.log(),
+            negatives=found.reduced.negatives,
             by_norm=derivatives.by_norm,
             scale_is_norm=self.objective.scale_is_norm,
             version=self._table.version,

@@ -19,6 +19,10 @@ def tile_move(kernel: Kernel | None, rule: RowRule, dtype: torch.dtype) -> TileM
     The same for every step and every storage, so that rows come out equal to the bit wherever they lie.
     """
     name, own = kernel_rule(rule), None if kernel is None else row_mover(kernel)
+    if name is not None and own is not None and dtype == torch.float32:
+        return lambda rows, states, gradient, _, hyper, step: own(
+            rows, states, gradient, name, hyper, step
+        )
 
     def in_torch(
         rows: Tensor,
@@ -31,20 +35,7 @@ def tile_move(kernel: Kernel | None, rule: RowRule, dtype: torch.dtype) -> TileM
         project(gradient, rows, squares)
         rule.update(rows, states, gradient, hyper, step)
 
-    if name is None or own is None or dtype != torch.float32:
-        return in_torch
-
-    def by_kernel(
-        rows: Tensor,
-        states: Sequence[Tensor],
-        gradient: Tensor,
-        squares: Tensor,
-        hyper: Hyper,
-        step: Tensor,
-    ) -> None:
-        own(rows, states, gradient, name, hyper, step)
-
-    return by_kernel
+    return in_torch
 
 
 def project(gradient: Tensor, rows: Tensor, squares: Tensor) -> None:

@@ -97,9 +97,8 @@ def hard_logit(name, z, p, state):
 def logits(method, cosine, hard, mask, scale, p, state):
     """[n, C] with gradient; -inf where a class is no negative. `scale` [n]."""
     value = cosine
-    if (
-        method.objective == "circle"
-    ):  # the slope is the weight: it is no factor to be differentiated
+    if method.objective == "circle":
+        # The slope is the weight: it is no factor to be differentiated.
         weight = torch.relu(cosine.detach() + p["relaxation"])
         value = weight * (cosine - p["relaxation"])
     elif hard.any():

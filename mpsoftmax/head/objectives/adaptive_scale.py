@@ -50,8 +50,8 @@ class AdaCos(Objective):
     @property
     def cosine_scale(self) -> float:
         """S at the start."""
-        require(self.scale is not None, self, "scale", "a number here (for_classes gives one)")
-        assert self.scale is not None
+        if self.scale is None:
+            raise ValueError("AdaCos.scale: None; allowed: a number here (for_classes gives one)")
         return self.scale
 
     def for_classes(self, num_classes: int) -> "AdaCos":
